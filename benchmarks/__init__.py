@@ -1,0 +1,1 @@
+"""Side by side with peers, each in one run: ``python -m benchmarks.NAME [--quick] --json OUT``."""

@@ -1,0 +1,1 @@
+"""From coupled channels to a smaller network: groups, widths, surgery, search."""

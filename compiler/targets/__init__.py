@@ -1,0 +1,1 @@
+"""What a network is shipped as: ONNX, TFLite, a native executable."""

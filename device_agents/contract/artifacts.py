@@ -1,0 +1,130 @@
+"""What the compiler ships: a folder of files named by hash, and the manifest that binds them.
+
+Input: nothing. Output: Target, ArtifactFile, Manifest, Artifact.
+The manifest holds only what the same inputs reproduce byte for byte; what boards measured later
+stands beside it in release.json and never changes the artifact's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from device_agents.contract.canonical import canonical_json
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a binary is built for. machine: as ``uname -m`` prints it."""
+
+    name: str
+    machine: str
+    os: str
+    runtime: str
+    precision: str = "fp32"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """One file of the artifact. name is relative, with forward slashes, and never leaves it."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    executable: bool = False
+
+    def __post_init__(self) -> None:
+        parts = self.name.split("/")
+        if not self.name or self.name.startswith("/") or any(p in ("", ".", "..") for p in parts):
+            raise ValueError(f"artifact file name {self.name!r} leaves its folder")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that identifies an artifact.
+
+    kind: "onnx", "tflite" or "executable". model_file: the file the runtime loads.
+    golden_input, golden_output: names of raw little-endian float32 files in the model's own
+    layout. max_abs_err: the largest deviation from the PyTorch network on the golden input, as
+    measured on the workstation; atol: the bound that a board must keep.
+    predicted_ms_by_cluster: (cluster label, ms). accuracy: fraction of the held-out set, 0..1.
+    """
+
+    network: str
+    kind: str
+    target: Target
+    model_file: str
+    golden_input: str
+    golden_output: str
+    input_shape: Tuple[int, ...]
+    output_shape: Tuple[int, ...]
+    files: Tuple[ArtifactFile, ...]
+    atol: float
+    max_abs_err: float
+    accuracy: float
+    predicted_ms_by_cluster: Tuple[Tuple[str, float], ...]
+    plan_sha256: str
+    parent_sha256: str
+    dataset_sha256: str
+    recipe_sha256: str
+    seed: int
+    tool_versions: Tuple[Tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError("a manifest names each file once")
+        for name in (self.model_file, self.golden_input, self.golden_output):
+            if name not in names:
+                raise ValueError(f"manifest names {name!r}, which is not among its files")
+
+    def file(self, name: str) -> ArtifactFile:
+        """The entry for ``name``. Raises KeyError."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A manifest and its id."""
+
+    manifest: Manifest
+
+    @property
+    def artifact_id(self) -> str:
+        """SHA-256 of the canonical manifest, which itself holds the hash of every file."""
+        return hashlib.sha256(canonical_json(self.manifest)).hexdigest()
+
+
+@dataclass(frozen=True)
+class BoardProof:
+    """What one board showed when the artifact ran there."""
+
+    board_id: str
+    cluster: Optional[str]
+    run_id: str
+    passed: bool
+    measured_ms: Optional[float]
+    predicted_ms: Optional[float]
+    max_abs_err: Optional[float]
+    simulated: bool
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """Whether an artifact may ship: "released" only when every proof passed."""
+
+    artifact_id: str
+    state: str
+    proofs: Tuple[BoardProof, ...]
+
+    def __post_init__(self) -> None:
+        if self.state not in ("released", "refused"):
+            raise ValueError(f"release state {self.state!r} is neither released nor refused")
+        if (self.state == "released") != bool(self.proofs and all(p.passed for p in self.proofs)):
+            raise ValueError("released means at least one proof, and that every proof passed")

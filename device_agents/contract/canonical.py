@@ -1,0 +1,36 @@
+"""One byte string for one value: what every hash in fleetcut is taken over.
+
+Input: a dataclass of the contract or plain JSON data. Output: UTF-8 JSON, keys sorted, no spaces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from typing import Any
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and enums to dicts, lists and their values, recursively.
+
+    A whole float becomes an integer, so that 60 and 60.0 give one hash.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def canonical_json(value: Any) -> bytes:
+    """The canonical bytes of a value. Raises ValueError for NaN and infinities."""
+    return json.dumps(
+        to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode("utf-8")

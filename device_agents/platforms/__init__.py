@@ -1,0 +1,1 @@
+"""What differs between kinds of board; everything shared is in sysfs.py and telemetry.py."""

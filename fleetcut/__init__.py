@@ -1,0 +1,1 @@
+"""The front door: one command over the harness and the compiler."""
