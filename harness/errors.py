@@ -1,0 +1,57 @@
+"""Every error the harness raises, in one tree.
+
+Each names the board or file, the fact and the next step, and never holds a secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class HarnessError(Exception):
+    """Root of the tree: something the user can act on. ``str()`` is one line."""
+
+
+class DocumentError(HarnessError):
+    """A file that a person wrote does not say what it must. line is 1-based, None if unknown."""
+
+    def __init__(self, path: Path, line: int | None, fact: str, instead: str) -> None:
+        self.path = path
+        self.line = line
+        self.fact = fact
+        self.instead = instead
+        where = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{where}: {fact}. {instead}")
+
+
+class StoreError(HarnessError):
+    """The store or an export could not be read or written."""
+
+
+class BoardError(HarnessError):
+    """A board did not do what it was asked to."""
+
+    def __init__(self, board_id: str, fact: str, next_step: str) -> None:
+        self.board_id = board_id
+        self.fact = fact
+        self.next_step = next_step
+        super().__init__(f"{board_id}: {fact}. Next: {next_step}")
+
+
+class TransientBoardError(BoardError):
+    """The network or the board's load: trying again may help, and is done."""
+
+
+class StableBoardError(BoardError):
+    """Keys, permissions, missing parts: trying again would not help, and is not done."""
+
+
+class HostKeyError(StableBoardError):
+    """The board's host key is unknown or is not the one in the inventory.
+
+    found: its OpenSSH fingerprint ("SHA256:…"), so that a person can compare it.
+    """
+
+    def __init__(self, board_id: str, fact: str, next_step: str, found: str) -> None:
+        self.found = found
+        super().__init__(board_id, fact, next_step)

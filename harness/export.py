@@ -1,0 +1,138 @@
+"""Stored runs as a dataset folder: Parquet that pandas or DuckDB read alone, with provenance.
+
+Input: a Store. Output: FOLDER/runs.parquet and FOLDER/dataset.json, replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from device_agents.contract import SCHEMA_VERSION, DeviceProfile
+from harness.errors import StoreError
+from harness.statistics import median_ns
+from harness.store import Store, StoredRun
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. sha256: of runs.parquet."""
+
+    folder: Path
+    n_runs: int
+    sha256: str
+    simulated: bool
+
+
+def export(
+    store: Store,
+    folder: Path,
+    campaign_ids: Iterable[str] | None = None,
+    *,
+    include_invalid: bool = False,
+) -> Exported:
+    """Write the dataset. Only valid runs unless asked; runs that failed have no latency to export.
+
+    Raises StoreError when nothing fits or the folder holds something else.
+    """
+    campaigns = None if campaign_ids is None else sorted(campaign_ids)
+    profiles = store.profiles()
+    rows = [
+        _row(run, profiles)
+        for run in store.runs(campaigns, valid_only=not include_invalid)
+        if run.record.latency_ns
+    ]
+    if not rows:
+        raise StoreError(
+            f"{store.path}: no {'' if include_invalid else 'valid '}run of "
+            f"{'any campaign' if campaigns is None else ', '.join(campaigns)}. "
+            "Next: fleetcut results"
+        )
+    if folder.exists() and not (folder / "dataset.json").exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder}: holds other files. Next: name an empty folder")
+    frame = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        digest = _write(staging, frame, campaigns, include_invalid=include_invalid)
+        _replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Exported(folder, len(frame), digest, bool(frame["simulated"].any()))
+
+
+def _write(
+    folder: Path, frame: pd.DataFrame, campaigns: list[str] | None, *, include_invalid: bool
+) -> str:
+    frame.to_parquet(folder / "runs.parquet", engine="pyarrow", compression="zstd", index=False)
+    digest = hashlib.sha256((folder / "runs.parquet").read_bytes()).hexdigest()
+    provenance = {
+        "schema": SCHEMA_VERSION,
+        "runs_sha256": digest,
+        "n_runs": len(frame),
+        "campaign_ids": sorted(set(frame["campaign_id"])),
+        "asked_campaign_ids": campaigns,
+        "include_invalid": include_invalid,
+        "simulated": bool(frame["simulated"].any()),
+        "runtime_versions": sorted(set(frame["runtime_version"].dropna())),
+        "agent_sha256": sorted(set(frame["agent_sha256"])),
+    }
+    (folder / "dataset.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    return digest
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(staging, folder)
+        return
+    # dataset.json goes last: its hash tells a reader whether both files belong together.
+    for name in ("runs.parquet", "dataset.json"):
+        os.replace(staging / name, folder / name)
+
+
+def _row(run: StoredRun, profiles: dict[str, DeviceProfile]) -> dict[str, object]:
+    record = run.record
+    spec = record.spec
+    before = record.states[0] if record.states else None
+    profile = profiles.get(record.profile_sha256)
+    temps_c = [t for t in (s.temp_c() for s in record.states) if t is not None]
+    verdict = record.verdict
+    return {
+        "run_id": record.run_id,
+        "campaign_id": spec.campaign_id,
+        "board_id": spec.board_id,
+        "model_sha256": spec.model_sha256,
+        "model_name": run.model_name,
+        "runtime": spec.runtime,
+        "precision": spec.precision,
+        "threads": spec.threads,
+        "repeat": spec.repeat,
+        "valid": verdict is not None and verdict.valid,
+        "reasons": ",".join(r.value for r in verdict.reasons) if verdict else "",
+        "p50_ns": median_ns(record.latency_ns),
+        "mean_ns": round(sum(record.latency_ns) / len(record.latency_ns)),
+        "n_samples": len(record.latency_ns),
+        "latency_ns": list(record.latency_ns),
+        "load_ns": record.load_ns,
+        "first_inference_ns": record.first_inference_ns,
+        "temp_c_before": before.temp_c() if before else None,
+        "temp_c_max": max(temps_c) if temps_c else None,
+        "freq_khz": before.freq_khz() if before else None,
+        "effective_freq_khz": before.effective_freq_khz if before else None,
+        "governor": before.governor if before else None,
+        "throttled": before.throttled if before else None,
+        "profile_sha256": record.profile_sha256,
+        "board_model": profile.model if profile else None,
+        "cores": profile.cores if profile else None,
+        "runtime_version": record.runtime_version,
+        "agent_sha256": record.agent_sha256,
+        "simulated": record.simulated,
+    }

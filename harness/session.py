@@ -1,0 +1,229 @@
+"""One board's side of a campaign: push what it lacks, start, follow, acknowledge.
+
+Input: a Transport, the agent's Bundle and RunSpecs. Output: journal entries as they are written.
+Raises BoardError; what a board answers is checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from device_agents.contract import (
+    BoardState,
+    CodecError,
+    DeviceProfile,
+    MeasurementRecord,
+    RunSpec,
+    decode,
+    encode,
+)
+from harness.bundle import Bundle
+from harness.errors import BoardError, StableBoardError
+from harness.inventory import Board
+from harness.transport import Completed, Transport
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S = 60.0
+UPLOAD_SILENCE_S = 30.0
+"""Longest pause of an upload: a slow SD card flushes for seconds."""
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One line of a session's journal. Exactly one of the optional fields is set, or none.
+
+    run_started: a run_id. record: its outcome. end: how following ended ("finished",
+    "interrupted" or "running"); an end has no seq of its own and repeats the last one.
+    """
+
+    seq: int
+    profile: DeviceProfile | None = None
+    run_started: str | None = None
+    record: MeasurementRecord | None = None
+    end: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that works on a board or does not, and what to do about it."""
+
+    name: str
+    ok: bool
+    fact: str
+    next_step: str
+
+
+class AgentSession:
+    """The agent on one board, spoken to through one transport. Paths are relative to its home."""
+
+    def __init__(self, board: Board, transport: Transport, bundle: Bundle) -> None:
+        self.board = board
+        self._transport = transport
+        self._bundle = bundle
+
+    def push_agent(self) -> None:
+        """Put agent.pyz on the board unless those very bytes are there already."""
+        remote = self._bundle.remote_path
+        done = self._transport.run(["sha256sum", remote], timeout_s=CALL_TIMEOUT_S)
+        if done.exit_status == 0 and done.stdout.decode("ascii", "replace").split()[:1] == [
+            self._bundle.sha256
+        ]:
+            return
+        incoming = f".fleetcut/incoming/agent-{secrets.token_hex(8)}"
+        self._shell(["mkdir", "-p", ".fleetcut/incoming", ".fleetcut/agents"])
+        self._transport.put(self._bundle.data, incoming, silence_s=UPLOAD_SILENCE_S)
+        written = self._shell(["sha256sum", incoming]).stdout.decode("ascii", "replace").split()
+        if written[:1] != [self._bundle.sha256]:
+            self._transport.run(["rm", "-f", incoming], timeout_s=CALL_TIMEOUT_S)
+            raise self._error("the uploaded agent has another hash than was sent")
+        self._shell(["mv", "-f", incoming, remote])
+
+    def probe(self) -> DeviceProfile:
+        """What the board is."""
+        return self._decode(DeviceProfile, self._call("probe")[-1])
+
+    def state(self) -> BoardState:
+        """What state the board is in now."""
+        return self._decode(BoardState, self._call("state")[-1])
+
+    def check(self) -> tuple[Check, ...]:
+        """What works on the board and what does not."""
+        answer = self._json(self._call("check", allowed=(0, 1))[-1])
+        try:
+            return tuple(
+                Check(str(c["name"]), bool(c["ok"]), str(c["fact"]), str(c["next_step"]))
+                for c in answer["checks"]
+            )
+        except (KeyError, TypeError):
+            raise self._error("the agent's check is not in the agreed form") from None
+
+    def push_blobs(self, blobs: Mapping[str, Path]) -> int:
+        """Push what the board lacks, each once by hash. Returns the number of uploads.
+
+        Raises StableBoardError when a local file no longer has the hash it is known by.
+        """
+        if not blobs:
+            return 0
+        missing = self._json(self._call("has", *sorted(blobs))[-1]).get("missing")
+        if not isinstance(missing, list) or any(digest not in blobs for digest in missing):
+            raise self._error("the agent's list of missing files is not in the agreed form")
+        for digest in missing:
+            try:
+                data = blobs[digest].read_bytes()
+            except OSError as error:
+                raise StableBoardError(
+                    self.board.board_id,
+                    f"{blobs[digest]} cannot be read ({error.strerror})",
+                    "put the file back and measure again",
+                ) from None
+            incoming = f"blob-{secrets.token_hex(8)}"
+            self._transport.put(data, f".fleetcut/incoming/{incoming}", silence_s=UPLOAD_SILENCE_S)
+            self._call("adopt", incoming, digest)
+        return len(missing)
+
+    def start(self, session_id: str, specs: Sequence[RunSpec]) -> str:
+        """Hand over the runs and detach. Returns "started", "running" or "finished".
+
+        Raises StableBoardError when another session holds the board.
+        """
+        folder = f".fleetcut/sessions/{session_id}"
+        self._shell(["mkdir", "-p", folder])
+        text = "".join(encode(spec) + "\n" for spec in specs)
+        incoming = f"{folder}/specs-{secrets.token_hex(8)}"
+        self._transport.put(text.encode("utf-8"), incoming, silence_s=UPLOAD_SILENCE_S)
+        self._shell(["mv", "-f", incoming, f"{folder}/specs.jsonl"])
+        answer = self._json(self._call("start", session_id, allowed=(0, 3))[-1])
+        state = str(answer.get("state"))
+        if state == "busy":
+            raise StableBoardError(
+                self.board.board_id,
+                f"session {str(answer.get('session'))[:64]} is running there",
+                "wait for it, or end it from where it was started",
+            )
+        if state not in ("started", "running", "finished"):
+            raise self._error(f"start answered state {state[:40]!r}")
+        return state
+
+    def entries(
+        self, session_id: str, after_seq: int, *, follow: bool, silence_s: float
+    ) -> Iterator[JournalEntry]:
+        """Journal entries after ``after_seq``, and last the end. following waits for more."""
+        verb = "attach" if follow else "collect"
+        argv = self._argv(verb, session_id, "--after", str(after_seq))
+        seq = after_seq
+        for line in self._transport.lines(argv, silence_s=silence_s):
+            entry = self._entry(line, seq)
+            seq = entry.seq
+            yield entry
+
+    def ack(self, session_id: str, seq: int) -> None:
+        """All up to ``seq`` is stored here: the board may forget it."""
+        self._call("ack", session_id, str(seq))
+
+    def stop(self, session_id: str) -> None:
+        """End the session's worker and whatever it runs; returns when they are gone."""
+        self._call("stop", session_id)
+
+    def install(self, artifact_id: str, name: str) -> str | None:
+        """Switch ``name`` to an artifact whose files were pushed. Returns the previous id."""
+        answer = self._json(self._call("install", artifact_id, name)[-1])
+        previous = answer.get("previous")
+        return None if previous is None else str(previous)
+
+    def _argv(self, verb: str, *args: str) -> list[str]:
+        return [self.board.python, self._bundle.remote_path, verb, *args]
+
+    def _call(self, verb: str, *args: str, allowed: tuple[int, ...] = (0,)) -> list[bytes]:
+        done = self._transport.run(self._argv(verb, *args), timeout_s=CALL_TIMEOUT_S)
+        lines = done.stdout.splitlines()
+        if done.exit_status not in allowed or not lines:
+            raise self._error(f"agent {verb} failed: {done.last_error()}")
+        return lines
+
+    def _shell(self, argv: Sequence[str]) -> Completed:
+        done = self._transport.run(argv, timeout_s=CALL_TIMEOUT_S)
+        if done.exit_status != 0:
+            raise self._error(f"{argv[0]} failed: {done.last_error()}")
+        return done
+
+    def _entry(self, line: bytes, last_seq: int) -> JournalEntry:
+        document = self._json(line)
+        event = document.get("event")
+        if event == "end":
+            return JournalEntry(last_seq, end=str(document.get("state")))
+        seq = document.get("seq")
+        if not isinstance(seq, int) or seq <= last_seq:
+            raise self._error(f"the journal's sequence went from {last_seq} to {str(seq)[:20]}")
+        if event == "record":
+            body = json.dumps(document.get("record")).encode("utf-8")
+            return JournalEntry(seq, record=self._decode(MeasurementRecord, body))
+        if event == "session":
+            body = json.dumps(document.get("profile")).encode("utf-8")
+            return JournalEntry(seq, profile=self._decode(DeviceProfile, body))
+        if event == "run_started":
+            return JournalEntry(seq, run_started=str(document.get("run_id")))
+        return JournalEntry(seq)
+
+    def _json(self, line: bytes) -> dict[str, Any]:
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise self._error(f"the agent answered {line[:60]!r}, which is not a JSON object")
+        return document
+
+    def _decode(self, cls: type[T], line: bytes) -> T:
+        try:
+            return decode(cls, line)
+        except CodecError as error:
+            raise self._error(f"the agent's {cls.__name__} does not fit: {error}") from None
+
+    def _error(self, fact: str) -> BoardError:
+        return StableBoardError(self.board.board_id, fact, f"fleetcut check {self.board.board_id}")

@@ -1,0 +1,323 @@
+"""SSH to a board: the only importer of paramiko.
+
+Input: a Board. Output: a Transport whose every step has a deadline and whose host key is checked.
+Raises HostKeyError, StableBoardError (keys, permissions) and TransientBoardError (network).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import shlex
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import paramiko
+
+from harness.errors import BoardError, HostKeyError, StableBoardError, TransientBoardError
+from harness.inventory import Board
+from harness.transport import Completed
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds until a silent network counts as gone.
+
+    user_timeout_s is TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged. Without it a
+    black hole in the middle of a transfer hangs paramiko for ever, keepalive or not.
+    """
+
+    connect_s: float = 10.0
+    auth_s: float = 20.0
+    user_timeout_s: float = 15.0
+    keepalive_s: int = 5
+
+
+DEFAULT_DEADLINES = Deadlines()
+
+
+def fingerprint(key: paramiko.PKey) -> str:
+    """OpenSSH's SHA-256 fingerprint of a public key: "SHA256:" and base64 without padding."""
+    digest = hashlib.sha256(key.asbytes()).digest()
+    return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
+
+
+class _PinnedHostKey(paramiko.MissingHostKeyPolicy):
+    """Accepts the one key of the inventory. Asked for every key, as no known_hosts is loaded."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def missing_host_key(
+        self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
+    ) -> None:
+        board = self._board
+        found = fingerprint(key)
+        if board.host_key_sha256 == found:
+            return
+        trust = f"fleetcut trust {board.board_id}"
+        if board.host_key_sha256 is None:
+            raise HostKeyError(
+                board.board_id,
+                f"its host key {found} is not in the inventory",
+                f"compare it with the board's own, then: {trust}",
+                found,
+            )
+        raise HostKeyError(
+            board.board_id,
+            f"its host key changed from {board.host_key_sha256} to {found}",
+            f"find out why; if the board was reinstalled: {trust}",
+            found,
+        )
+
+
+class SshTransport:
+    """A Transport over one SSH connection. Threads may share it."""
+
+    def __init__(self, board: Board, deadlines: Deadlines = DEFAULT_DEADLINES) -> None:
+        self._board = board
+        self._deadlines = deadlines
+        self._client = _connect(board, deadlines)
+        self._sftp_lock = threading.Lock()
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        channel = self._open(argv)
+        channel.settimeout(timeout_s)
+        stderr = _Drain(channel)
+        stdout = bytearray()
+        # A timer that closes the channel is the total deadline; settimeout bounds only silence.
+        expired = threading.Event()
+        timer = threading.Timer(timeout_s, _expire, (channel, expired))
+        timer.start()
+        try:
+            while chunk := channel.recv(65536):
+                stdout += chunk
+            channel.status_event.wait(timeout_s)
+            status = channel.exit_status
+        except TimeoutError:
+            expired.set()
+        finally:
+            timer.cancel()
+            channel.close()
+        if expired.is_set():
+            raise self._transient(f"{_brief(argv)} did not end within {timeout_s:g} s")
+        if status == -1 and not self._alive():
+            raise self._transient(f"the connection was cut during {_brief(argv)}")
+        return Completed(tuple(argv), status, bytes(stdout), stderr.text())
+
+    def lines(self, argv: Sequence[str], *, silence_s: float) -> Iterator[bytes]:
+        channel = self._open(argv)
+        channel.settimeout(silence_s)
+        stderr = _Drain(channel)
+        pending = b""
+        try:
+            while True:
+                try:
+                    chunk = channel.recv(65536)
+                except TimeoutError:
+                    raise self._transient(
+                        f"{_brief(argv)} was silent for {silence_s:g} s"
+                    ) from None
+                if not chunk:
+                    break
+                *whole, pending = (pending + chunk).split(b"\n")
+                yield from whole
+            channel.status_event.wait(silence_s)
+            if channel.exit_status == -1:
+                raise self._transient(f"{_brief(argv)} was cut before its end")
+            if channel.exit_status != 0:
+                done = Completed(tuple(argv), channel.exit_status, b"", stderr.text())
+                raise StableBoardError(
+                    self._board.board_id,
+                    f"{_brief(argv)} failed: {done.last_error()}",
+                    f"fleetcut check {self._board.board_id}",
+                )
+        finally:
+            channel.close()
+
+    def put(self, data: bytes, remote_path: str, *, silence_s: float) -> None:
+        # One SFTP session at a time: they share the window, and a board has little memory.
+        with self._sftp_lock, self._translated(f"upload of {remote_path}"):
+            sftp = self._client.open_sftp()
+            try:
+                channel = sftp.get_channel()
+                if channel is not None:
+                    channel.settimeout(silence_s)
+                with sftp.open(remote_path, "wb") as remote:
+                    remote.set_pipelined(True)
+                    remote.write(data)
+                    # Waits for every answer, so that a full disk is seen here and not later.
+                    remote.set_pipelined(False)
+            finally:
+                sftp.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._client.close()
+
+    def _open(self, argv: Sequence[str]) -> paramiko.Channel:
+        with self._translated(_brief(argv)):
+            transport = self._client.get_transport()
+            if transport is None or not transport.is_active():
+                raise EOFError
+            channel = transport.open_session(timeout=self._deadlines.connect_s)
+            channel.exec_command(shlex.join(argv))
+            return channel
+
+    def _alive(self) -> bool:
+        transport = self._client.get_transport()
+        return transport is not None and transport.is_active()
+
+    def _transient(self, fact: str) -> TransientBoardError:
+        return TransientBoardError(
+            self._board.board_id, fact, f"fleetcut check {self._board.board_id}"
+        )
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Paramiko's many errors as ours; PermissionError and a full disk are not retried."""
+        try:
+            yield
+        except BoardError:
+            raise
+        except (PermissionError, FileNotFoundError) as error:
+            raise StableBoardError(
+                self._board.board_id,
+                f"{what}: {error.strerror or error}",
+                f"fleetcut check {self._board.board_id}",
+            ) from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._transient(f"{what} failed ({_one_line(error)})") from None
+
+
+def _expire(channel: paramiko.Channel, expired: threading.Event) -> None:
+    expired.set()
+    channel.close()
+
+
+class _Drain:
+    """Reads a channel's standard error to its end, so that a full pipe never blocks the board."""
+
+    def __init__(self, channel: paramiko.Channel, keep_bytes: int = 65536) -> None:
+        self._kept = bytearray()
+        self._thread = threading.Thread(
+            target=self._run, args=(channel, keep_bytes), name="stderr", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, channel: paramiko.Channel, keep_bytes: int) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                try:
+                    chunk = channel.recv_stderr(65536)
+                except TimeoutError:
+                    continue
+                if not chunk:
+                    return
+                self._kept += chunk
+                del self._kept[:-keep_bytes]
+
+    def text(self) -> bytes:
+        """What was kept, once the other side closed the stream."""
+        self._thread.join(timeout=5)
+        return bytes(self._kept)
+
+
+def _connect(board: Board, deadlines: Deadlines) -> paramiko.SSHClient:
+    board_id = board.board_id
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(_PinnedHostKey(board))
+    try:
+        client.connect(
+            board.host,
+            port=board.port,
+            username=board.user,
+            key_filename=str(board.key_file) if board.key_file else None,
+            # With a key named in the inventory nothing else is offered to the board.
+            allow_agent=board.key_file is None,
+            look_for_keys=board.key_file is None,
+            sock=_socket(board, deadlines),
+            banner_timeout=deadlines.auth_s,
+            auth_timeout=deadlines.auth_s,
+            timeout=deadlines.auth_s,
+        )
+    except BoardError:
+        client.close()
+        raise
+    except FileNotFoundError:
+        client.close()
+        raise StableBoardError(
+            board_id, f"key file {board.key_file} does not exist", "mend key_file in the inventory"
+        ) from None
+    except paramiko.PasswordRequiredException:
+        client.close()
+        raise StableBoardError(
+            board_id,
+            f"key file {board.key_file} needs a passphrase",
+            "load it into an SSH agent and leave key_file out of the inventory",
+        ) from None
+    except paramiko.AuthenticationException as error:
+        client.close()
+        raise StableBoardError(
+            board_id,
+            f"{board.user}@{board.host}:{board.port} refused the key ({_one_line(error)})",
+            f"ssh-copy-id -p {board.port} {board.user}@{board.host}",
+        ) from None
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        client.close()
+        raise TransientBoardError(
+            board_id,
+            f"no SSH at {board.host}:{board.port} ({_one_line(error)})",
+            f"see that the board is up: ssh -p {board.port} {board.user}@{board.host} true",
+        ) from None
+    transport = client.get_transport()
+    if transport is not None:
+        transport.set_keepalive(deadlines.keepalive_s)
+    return client
+
+
+def _socket(board: Board, deadlines: Deadlines) -> socket.socket:
+    """A connected socket: no Nagle (47 → 2.8 ms a command), and dead peers are noticed."""
+    try:
+        sock = socket.create_connection((board.host, board.port), timeout=deadlines.connect_s)
+    except OSError as error:
+        raise TransientBoardError(
+            board.board_id,
+            f"cannot connect to {board.host}:{board.port} ({_one_line(error)})",
+            "see that the board is up and that host and port in the inventory are right",
+        ) from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(deadlines.user_timeout_s * 1000)
+        )
+    return sock
+
+
+def fetch_host_key(board: Board, deadlines: Deadlines = DEFAULT_DEADLINES) -> str:
+    """The fingerprint that the board shows now, without logging in. Raises TransientBoardError."""
+    transport = paramiko.Transport(_socket(board, deadlines))
+    try:
+        transport.start_client(timeout=deadlines.auth_s)
+        return fingerprint(transport.get_remote_server_key())
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise TransientBoardError(
+            board.board_id,
+            f"no SSH at {board.host}:{board.port} ({_one_line(error)})",
+            "see that an SSH server listens there",
+        ) from None
+    finally:
+        transport.close()
+
+
+def _brief(argv: Sequence[str]) -> str:
+    text = shlex.join(argv)
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
