@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,8 @@ from device_agents.contract import (
     encode,
 )
 from device_agents.contract.codec import from_plain, parse_object
-from harness.bundle import Bundle
 from harness.errors import BoardError, HarnessError
-from harness.executor import Connect, Executor, Work
+from harness.executor import Executor, Work
 from harness.inventory import Board
 from harness.session import AgentSession
 from harness.statistics import median_ns
@@ -62,12 +61,11 @@ class LocalArtifact:
 
 @dataclass(frozen=True)
 class Deployment:
-    """How one board took an artifact. failure: None when it is installed there."""
+    """An artifact that a board now runs under its name. previous: the one that it ran before."""
 
     board_id: str
     artifact_id: str
     previous: str | None
-    failure: BoardError | None = None
 
 
 def load_artifact(folder: Path) -> LocalArtifact:
@@ -108,20 +106,17 @@ def _check_file(path: Path, sha256: str) -> None:
         )
 
 
-def deploy(artifact: LocalArtifact, board: Board, bundle: Bundle, connect: Connect) -> Deployment:
-    """Push by hash, check on the board, switch. A board that fails keeps what it had."""
-    try:
-        transport = connect(board)
-        try:
-            agent = AgentSession(board, transport, bundle)
-            agent.push_agent()
-            agent.push_blobs(artifact.blobs())
-            previous = agent.install(artifact.artifact_id, artifact.name)
-        finally:
-            transport.close()
-    except BoardError as error:
-        return Deployment(board.board_id, artifact.artifact_id, None, error)
-    return Deployment(board.board_id, artifact.artifact_id, previous)
+def deploy(agent: AgentSession, artifacts: Sequence[LocalArtifact]) -> tuple[Deployment, ...]:
+    """Push by hash, check on the board, switch; for each artifact in turn.
+
+    Raises BoardError; a board that fails keeps what it had.
+    """
+    deployments = []
+    for artifact in artifacts:
+        agent.push_blobs(artifact.blobs())
+        previous = agent.install(artifact.artifact_id, artifact.name)
+        deployments.append(Deployment(agent.board.board_id, artifact.artifact_id, previous))
+    return tuple(deployments)
 
 
 def proof_spec(

@@ -128,6 +128,10 @@ def _fact(error: Any) -> str:
     if error["type"] == "missing":
         return "is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        message = "must be keys with values"
+    if error["type"] == "value_error":
+        return message
     value = repr(error.get("input"))
     shown = value if len(value) <= 60 else value[:57] + "..."
     return f"{message[:1].lower()}{message[1:]} (found {shown})"

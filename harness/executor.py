@@ -233,7 +233,11 @@ class Executor:
             if entry.end == "finished":
                 return entry.seq
         if self._stopping.is_set():
-            raise StableBoardError(agent.board.board_id, "stopped", "fleetcut measure --resume")
+            raise StableBoardError(
+                agent.board.board_id,
+                "was stopped before its runs were done",
+                "the same command again: it goes on where it was",
+            )
         raise TransientBoardError(
             agent.board.board_id,
             "the agent ended before its runs did",

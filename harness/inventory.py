@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.documents import read_document
 from harness.errors import DocumentError, HarnessError
@@ -107,16 +107,17 @@ class _InventoryFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = Field(examples=[1])
-    boards: list[_BoardEntry] = Field(min_length=1, examples=["a list of boards"])
+    boards: list[_BoardEntry] = Field(min_length=1, examples=["a list, each entry with a board_id of its own"])
 
-    @model_validator(mode="after")
-    def _ids_are_unique(self) -> _InventoryFile:
+    @field_validator("boards")
+    @classmethod
+    def _ids_are_unique(cls, boards: list[_BoardEntry]) -> list[_BoardEntry]:
         seen: set[str] = set()
-        for entry in self.boards:
+        for entry in boards:
             if entry.board_id in seen:
                 raise ValueError(f"board_id {entry.board_id!r} stands twice")
             seen.add(entry.board_id)
-        return self
+        return boards
 
 
 def load_inventory(path: Path) -> Inventory:

@@ -1,0 +1,87 @@
+"""recipe.yaml: what is compiled, for which targets, within which bounds.
+
+Input: plain data from YAML. Output: Recipe, frozen, with a hash that names everything made by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Training(_Part):
+    """How a dense network is trained. learning_rate is the peak of a one-cycle schedule."""
+
+    epochs: int = Field(default=12, ge=1, examples=[12])
+    batch_size: int = Field(default=64, ge=2, examples=[64])
+    learning_rate: float = Field(default=0.01, gt=0, examples=[0.01])
+
+
+class Measuring(_Part):
+    """What is measured where.
+
+    anchor_repeats: runs of each anchor on each board. samples: width vectors measured for each
+    network on each representative; held_out of them judge the surrogate and never train it.
+    """
+
+    anchor_repeats: int = Field(default=2, ge=1, examples=[2])
+    samples: int = Field(default=40, ge=8, examples=[40])
+    held_out: int = Field(default=8, ge=2, examples=[8])
+    samples_max: int = Field(default=60, ge=10, examples=[60])
+    max_seconds: float = Field(default=2.0, gt=0, examples=[2.0])
+    timeout_s: float = Field(default=60.0, gt=0, examples=[60.0])
+
+
+class Search(_Part):
+    """Bounds of the pruning search; fractions of the held-out set, 0.01 is one point.
+
+    max_accuracy_drop bounds the finished network. proxy_accuracy_drop bounds the quick proxy (before fine-tuning), which loses more.
+    """
+
+    population: int = Field(default=8, ge=2, examples=[8])
+    generations: int = Field(default=20, ge=1, examples=[20])
+    max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1, examples=[0.01])
+    proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])
+
+
+class RecipeTarget(_Part):
+    """One binary to make of every network."""
+
+    kind: Literal["onnx", "tflite", "executable"] = Field(examples=["onnx"])
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["pi4-64"])
+    machine: str = Field(examples=["aarch64"])
+    threads: int = Field(default=1, ge=1, examples=[1])
+
+
+class Recipe(_Part):
+    """Everything that decides what comes out, besides the measurements."""
+
+    version: Literal[1] = Field(examples=[1])
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$", examples=["lab"])
+    dataset: str = Field(default="digits", examples=["digits"])
+    networks: tuple[str, ...] = Field(min_length=1, strict=False, examples=["[digits_resnet]"])
+    seed: int = Field(default=0, ge=0, examples=[0])
+    runtime: Literal["ort", "tflite"] = Field(default="ort", examples=["ort"])
+    threads: int = Field(default=1, ge=1, examples=[1])
+    width_step: int = Field(default=8, ge=1, examples=[8])
+    training: Training = Field(default=Training(), examples=["{epochs: 12}"])
+    fine_tuning: Training = Field(
+        default=Training(epochs=10, learning_rate=0.005), examples=["{epochs: 10}"]
+    )
+    measuring: Measuring = Field(default=Measuring(), examples=["{samples: 40}"])
+    search: Search = Field(default=Search(), examples=["{generations: 20}"])
+    targets: tuple[RecipeTarget, ...] = Field(
+        min_length=1, strict=False, examples=["[{kind: onnx, name: pi4-64, machine: aarch64}]"]
+    )
+
+    def sha256(self) -> str:
+        """Hash of the content, independent of the file's layout."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()

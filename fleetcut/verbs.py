@@ -1,0 +1,335 @@
+"""What each verb does with boards and records: one function a verb.
+
+Input: parsed arguments as plain values. Output: an exit status; a Console says the rest.
+Exit status: 0 done, 1 a check failed, 2 usage, 3 some boards failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from device_agents.contract import DeviceProfile, Release, StoppingRule, to_plain
+from fleetcut.console import Console, Step
+from harness import deploy as deploying
+from harness.bundle import build_bundle
+from harness.campaign import load_campaign
+from harness.executor import BoardOutcome, Executor, Progress, Work
+from harness.export import export as export_dataset
+from harness.inventory import Board, load_inventory
+from harness.session import AgentSession, Check
+from harness.ssh import SshTransport, fetch_host_key
+from harness.statistics import median_ns
+from harness.store import Store
+from harness.trust import write_trust
+from harness.visit import visit
+
+DONE, CHECK_FAILED, USAGE, BOARDS_FAILED = 0, 1, 2, 3
+
+
+def check(console: Console, inventory_path: Path, board_ids: Sequence[str] | None) -> int:
+    """Say per board what works and what to do about what does not."""
+    boards = load_inventory(inventory_path).select(board_ids)
+    with console.steps(f"check {len(boards)} boards"):
+        visits = visit(boards, SshTransport, build_bundle(), AgentSession.check)
+    rows: list[Sequence[str]] = []
+    for result in visits:
+        if result.failure is not None:
+            rows.append((result.board_id, "SSH", "FAILED", result.failure.fact, _next(result)))
+        for c in result.answer or ():
+            rows.append((result.board_id, c.name, "ok" if c.ok else "FAILED", c.fact, c.next_step))
+    console.table("Boards", ("board", "what", "", "fact", "next step"), rows)
+    console.answer(
+        [
+            {
+                "board_id": v.board_id,
+                "reachable": v.failure is None,
+                "failure": str(v.failure) if v.failure else None,
+                "checks": [asdict(c) for c in v.answer or ()],
+            }
+            for v in visits
+        ]
+    )
+    failed_checks = [c for v in visits for c in v.answer or () if not c.ok]
+    if any(v.failure for v in visits):
+        console.next("mend the boards that could not be reached, then fleetcut check")
+        return BOARDS_FAILED
+    if failed_checks:
+        console.next("mend what failed, then fleetcut check")
+        return CHECK_FAILED
+    console.next("fleetcut measure campaign.yaml")
+    return DONE
+
+
+def _next(result: object) -> str:
+    failure = getattr(result, "failure", None)
+    return failure.next_step if failure is not None else ""
+
+
+def trust(console: Console, inventory_path: Path, board_id: str, *, yes: bool) -> int:
+    """Show a board's host key, and write it into the inventory when a person agrees."""
+    board = load_inventory(inventory_path).board(board_id)
+    found = fetch_host_key(board)
+    console.line(f"{board_id} at {board.host}:{board.port} shows the host key {found}")
+    if board.host_key_sha256 == found:
+        console.line("It is the one in the inventory.")
+        return DONE
+    console.line(f"The inventory has {board.host_key_sha256 or 'none'}.")
+    console.line("Compare it on the board: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
+    if not yes and not _agreed():
+        console.line("Nothing was changed.")
+        return CHECK_FAILED
+    write_trust(inventory_path, board_id, found)
+    console.next(f"fleetcut check {board_id}")
+    return DONE
+
+
+def _agreed() -> bool:
+    try:
+        return input("Trust it? Type yes: ").strip() == "yes"
+    except EOFError:
+        return False
+
+
+def probe(console: Console, inventory_path: Path, board_ids: Sequence[str] | None) -> int:
+    """Print what each board is."""
+    boards = load_inventory(inventory_path).select(board_ids)
+    with console.steps(f"probe {len(boards)} boards"):
+        visits = visit(boards, SshTransport, build_bundle(), AgentSession.probe)
+    for v in visits:
+        if v.failure is not None:
+            console.error(str(v.failure))
+    rows = [_profile_row(v.board_id, v.answer) for v in visits if v.answer is not None]
+    columns = ("board", "model", "machine", "cores", "kernel", "Python", "runtimes", "simulated")
+    console.table("Profiles", columns, rows)
+    console.answer({v.board_id: to_plain(v.answer) for v in visits})
+    console.next("fleetcut measure campaign.yaml")
+    return BOARDS_FAILED if any(v.failure for v in visits) else DONE
+
+
+def _profile_row(board_id: str, p: DeviceProfile) -> Sequence[str]:
+    runtimes = ", ".join(f"{name} {version}" for name, version in p.runtime_versions) or "none"
+    simulated = "simulated" if p.simulated else "no"
+    return (
+        board_id, p.model or "-", p.machine, str(p.cores), p.kernel, p.python, runtimes, simulated
+    )  # fmt: skip
+
+
+def measure(console: Console, inventory_path: Path, campaign_path: Path, store_path: Path) -> int:
+    """Measure a campaign; what is stored already is not measured again."""
+    inventory = load_inventory(inventory_path)
+    campaign = load_campaign(campaign_path, inventory)
+    work = Work(
+        campaign.campaign_id,
+        campaign.boards,
+        campaign.specs,
+        campaign.blobs(),
+        campaign.model_names(),
+    )
+    store = Store(store_path)
+    try:
+        outcomes = run_work(console, store, work, f"measure {campaign.campaign_id}")
+        invalid = [s for s in store.summaries([campaign.campaign_id]) if not s.valid]
+    finally:
+        store.close()
+    report_outcomes(console, outcomes)
+    if invalid:
+        console.line(f"{len(invalid)} runs are not valid; fleetcut results shows why")
+    console.answer(
+        {
+            "campaign_id": campaign.campaign_id,
+            "boards": [
+                {
+                    "board_id": o.board_id,
+                    "stored": o.stored,
+                    "known_before": o.known_before,
+                    "failure": str(o.failure) if o.failure else None,
+                }
+                for o in outcomes
+            ],
+            "invalid": len(invalid),
+        }
+    )
+    failed = any(o.failure for o in outcomes)
+    console.next("the same command again" if failed else f"fleetcut export --store {store_path}")
+    return BOARDS_FAILED if failed else DONE
+
+
+def run_work(console: Console, store: Store, work: Work, title: str) -> tuple[BoardOutcome, ...]:
+    """Drive an Executor over SSH with progress."""
+    names = dict(work.model_names)
+    with console.steps(title) as step:
+        executor = Executor(
+            store, build_bundle(), SshTransport, observe=lambda p: _observe(console, step, names, p)
+        )
+        return executor.measure(work)
+
+
+def _observe(console: Console, step: Step, names: dict[str, str], progress: Progress) -> None:
+    if progress.note is not None:
+        console.error(f"{progress.board_id}: {progress.note}")
+    record = progress.record
+    if record is None:
+        return
+    name = names.get(record.spec.model_sha256, record.spec.model_sha256[:12])
+    what = f"{median_ns(record.latency_ns) / 1e6:.2f} ms" if record.latency_ns else "no latency"
+    if record.error is not None:
+        what = f"{record.error.kind}: {record.error.fact}"
+    step(progress.done, progress.total, f"{progress.board_id} {name} {what}")
+
+
+def report_outcomes(console: Console, outcomes: Sequence[BoardOutcome]) -> None:
+    """A line for each board that did not finish, and one for all that did."""
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            console.error(str(outcome.failure))
+    stored = sum(o.stored for o in outcomes)
+    known = sum(o.known_before for o in outcomes)
+    console.line(f"{stored} runs measured, {known} were there already, on {len(outcomes)} boards")
+
+
+def results(
+    console: Console,
+    store_path: Path,
+    campaigns: Sequence[str] | None,
+    boards: Sequence[str] | None,
+    limit: int,
+) -> int:
+    """List stored runs, the newest last."""
+    store = Store(store_path)
+    try:
+        rows = store.summaries(campaigns, boards, limit)
+    finally:
+        store.close()
+    columns = ("run", "campaign", "board", "model", "runtime", "median", "outcome")
+    console.table(
+        "Runs",
+        columns,
+        [
+            (
+                row.run_id[:12],
+                row.campaign_id,
+                row.board_id + (" (simulated)" if row.simulated else ""),
+                row.model_name,
+                row.runtime,
+                f"{row.p50_ns / 1e6:.3f} ms" if row.p50_ns is not None else None,
+                row.outcome,
+            )
+            for row in rows
+        ],
+    )
+    console.answer([asdict(row) for row in rows])
+    console.next(f"fleetcut export --store {store_path} --out dataset")
+    return DONE
+
+
+def export(
+    console: Console,
+    store_path: Path,
+    folder: Path,
+    campaigns: Sequence[str] | None,
+    *,
+    include_invalid: bool,
+) -> int:
+    """Write the dataset folder that the compiler reads."""
+    store = Store(store_path)
+    try:
+        done = export_dataset(store, folder, campaigns, include_invalid=include_invalid)
+    finally:
+        store.close()
+    simulated = ", simulated" if done.simulated else ""
+    console.line(f"{done.n_runs} runs{simulated} in {folder} (sha256 {done.sha256[:12]})")
+    console.answer(
+        {"folder": str(folder), "n_runs": done.n_runs, "sha256": done.sha256,
+         "simulated": done.simulated}
+    )  # fmt: skip
+    console.next(f"fleetcut compile recipe.yaml --dataset {folder}")
+    return DONE
+
+
+def deploy(
+    console: Console, inventory_path: Path, folders: Sequence[Path], board_ids: Sequence[str] | None
+) -> int:
+    """Put artifacts on boards. Only those that were released unless none was verified yet."""
+    artifacts = tuple(deploying.load_artifact(folder) for folder in folders)
+    boards = load_inventory(inventory_path).select(board_ids)
+    failures = deploy_all(console, artifacts, boards)
+    console.answer(
+        {
+            "artifacts": [a.artifact_id for a in artifacts],
+            "boards": [b.board_id for b in boards],
+            "failures": failures,
+        }
+    )
+    named = " ".join(str(folder) for folder in folders[:1])
+    console.next(f"fleetcut verify {named} --inventory {inventory_path}")
+    return BOARDS_FAILED if failures else DONE
+
+
+def deploy_all(
+    console: Console, artifacts: Sequence[deploying.LocalArtifact], boards: Sequence[Board]
+) -> dict[str, str]:
+    """Deploy every artifact on every board. Returns board_id → failure."""
+    with console.steps(f"deploy {len(artifacts)} artifacts to {len(boards)} boards"):
+        visits = visit(
+            boards, SshTransport, build_bundle(), lambda agent: deploying.deploy(agent, artifacts)
+        )
+    failures = {v.board_id: str(v.failure) for v in visits if v.failure is not None}
+    for failure in failures.values():
+        console.error(failure)
+    return failures
+
+
+def verify(
+    console: Console,
+    inventory_path: Path,
+    store_path: Path,
+    folders: Sequence[Path],
+    board_ids: Sequence[str] | None,
+    cluster_of: dict[str, str],
+) -> int:
+    """Prove deployed artifacts on boards: golden output, latency; release or refuse each."""
+    artifacts = tuple(deploying.load_artifact(folder) for folder in folders)
+    boards = load_inventory(inventory_path).select(board_ids)
+    # A proof is of now: the same artifact verified again is measured again.
+    campaign_id = f"verify-{time.time_ns():x}"
+    store = Store(store_path)
+    try:
+        releases = verify_all(console, store, artifacts, boards, cluster_of, campaign_id)
+    finally:
+        store.close()
+    console.answer([{"artifact_id": r.artifact_id, **to_plain(r)} for r in releases])
+    refused = any(r.state != "released" for r in releases)
+    console.next("fleetcut report" if not refused else "see the reasons above; fleetcut check")
+    return CHECK_FAILED if refused else DONE
+
+
+def verify_all(
+    console: Console,
+    store: Store,
+    artifacts: tuple[deploying.LocalArtifact, ...],
+    boards: tuple[Board, ...],
+    cluster_of: dict[str, str],
+    campaign_id: str,
+    stopping: StoppingRule = StoppingRule(),
+) -> tuple[Release, ...]:
+    """Run every proof and print each artifact's state with its reasons."""
+    names = {a.manifest.file(a.manifest.model_file).sha256: a.name for a in artifacts}
+    with console.steps(f"verify {len(artifacts)} artifacts on {len(boards)} boards") as step:
+        executor = Executor(
+            store, build_bundle(), SshTransport, observe=lambda p: _observe(console, step, names, p)
+        )
+        releases = deploying.verify(
+            artifacts, boards, cluster_of, executor, store, campaign_id, stopping
+        )
+    for artifact, release in zip(artifacts, releases, strict=True):
+        console.line(f"{artifact.name} {artifact.artifact_id[:12]}: {release.state}")
+        for proof in release.proofs:
+            if proof.reason is not None:
+                console.error(f"{proof.board_id}: {artifact.name}: {proof.reason}")
+    return releases
+
+
+__all__ = ["BOARDS_FAILED", "CHECK_FAILED", "DONE", "USAGE", "Check"]
