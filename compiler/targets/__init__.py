@@ -1,1 +1,33 @@
-"""What a network is shipped as: ONNX, TFLite, a native executable."""
+"""What a network is shipped as: ONNX, TFLite, a native executable.
+
+Input: (network in eval mode, example (1, C, H, W), folder, Target). Output: BuiltModel, or
+TargetError, which concerns that one target only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.targets.built import ATOL_FP32, Builder, BuiltFile, BuiltModel, TargetError
+from compiler.targets.executable import build_executable
+from compiler.targets.onnx import build_onnx, fast_onnx
+from compiler.targets.tflite import build_tflite
+
+TARGETS: Mapping[str, Builder] = {
+    "onnx": build_onnx,
+    "tflite": build_tflite,
+    "executable": build_executable,
+}
+
+__all__ = [
+    "ATOL_FP32",
+    "TARGETS",
+    "Builder",
+    "BuiltFile",
+    "BuiltModel",
+    "TargetError",
+    "build_executable",
+    "build_onnx",
+    "build_tflite",
+    "fast_onnx",
+]

@@ -1,0 +1,145 @@
+"""What every target builder takes and returns, and the bound that each of them keeps.
+
+Input: a torch network in eval mode and one example (1, C, H, W) of float32.
+Output: BuiltModel; TargetError when a target cannot be built here or is not faithful.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agents.contract.artifacts import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Floats = NDArray[np.float32]
+
+ATOL_FP32 = 1e-4
+"""Largest absolute deviation from PyTorch that a float32 target may show, on any runtime.
+
+It is not scaled by the output: logits are of order 10 and float32 loses about 1e-5 there, so a
+scaled bound would only loosen the check where a wrong network gives large numbers.
+"""
+
+
+class TargetError(Exception):
+    """A target that cannot be built here. The other targets of the same run are unaffected.
+
+    fact: what is wrong; next_step: what the reader can do about it.
+    """
+
+    def __init__(self, target: Target, fact: str, next_step: str) -> None:
+        self.target = target
+        self.fact = fact
+        self.next_step = next_step
+        super().__init__(f"{target.name}: {fact}. Next: {next_step}")
+
+
+@dataclass(frozen=True)
+class BuiltFile:
+    """One file of a built model. name: its name in the artifact; path: where it lies now."""
+
+    name: str
+    path: Path
+    executable: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A network in the form of one target, with the proof that it is the same network.
+
+    golden_input, golden_output: raw little-endian float32 in the model's own layout
+    (input_layout "NCHW" or "NHWC"); the output is PyTorch's, not the target's. max_abs_err: of
+    the target's runtime on this machine against golden_output, at most atol. licences: the
+    licence texts that must travel with the files. tool_versions: (tool, version), sorted.
+    """
+
+    kind: str
+    target: Target
+    model_file: str
+    files: tuple[BuiltFile, ...]
+    input_layout: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    golden_input: bytes
+    golden_output: bytes
+    atol: float
+    max_abs_err: float
+    tool_versions: tuple[tuple[str, str], ...]
+    licences: tuple[str, ...] = ()
+
+
+Builder = Callable[["nn.Module", "Tensor", Path, Target], BuiltModel]
+
+
+def reference_output(network: nn.Module, example: Tensor) -> Floats:
+    """The network's own answer to ``example`` (1, C, H, W), float32, on one thread.
+
+    One thread, because the order of a sum depends on how it was split, and golden bytes must
+    not depend on the workstation's core count. Raises ValueError for a network in training mode
+    or an example of another shape or type.
+    """
+    import torch
+
+    if network.training:
+        raise ValueError("the network is in training mode; call eval() first")
+    if example.ndim != 4 or example.shape[0] != 1 or example.dtype != torch.float32:
+        raise ValueError(
+            f"the example is {tuple(example.shape)} {example.dtype}, expected (1, C, H, W) float32"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            output = network(example)
+    finally:
+        torch.set_num_threads(threads)
+    if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
+        raise ValueError("the network must return one float32 tensor")
+    answer: Floats = output.numpy()
+    return np.ascontiguousarray(answer)
+
+
+def parity(target: Target, expected: Floats, found: Floats, atol: float = ATOL_FP32) -> float:
+    """The largest absolute deviation. Raises TargetError above ``atol`` or for another shape."""
+    if found.shape != expected.shape:
+        raise TargetError(
+            target,
+            f"the built model answers {found.shape}, the network {expected.shape}",
+            "report this network: the converter changed its output",
+        )
+    max_abs_err = float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64))))
+    if not max_abs_err <= atol:  # also when it is NaN
+        raise TargetError(
+            target,
+            f"the built model deviates by {max_abs_err:.3g} from PyTorch (bound {atol:g}, "
+            f"largest output {float(np.max(np.abs(expected))):.3g})",
+            "do not ship it; look for an operator that the converter approximates",
+        )
+    return max_abs_err
+
+
+def require_fp32(target: Target) -> None:
+    """Raises TargetError unless the target asks for float32, the one precision built so far."""
+    if target.precision != "fp32":
+        raise TargetError(
+            target, f"precision {target.precision!r} cannot be built", "set precision: fp32"
+        )
+
+
+def raw_bytes(array: NDArray[Any]) -> bytes:
+    """Little-endian float32 in C order: the form of golden files and of native executables."""
+    return np.ascontiguousarray(array, dtype="<f4").tobytes()
+
+
+def versions(*packages: str) -> tuple[tuple[str, str], ...]:
+    """(distribution, version), sorted. Raises PackageNotFoundError for one not installed."""
+    return tuple(sorted((name, importlib.metadata.version(name)) for name in packages))

@@ -1,0 +1,13 @@
+/* The network and its golden tensors, read-only in the program. 64: what XNNPACK may align to. */
+.section .rodata
+.macro embed name, file
+.balign 64
+.global \name\()_start
+.global \name\()_end
+\name\()_start: .incbin "\file"
+\name\()_end:
+.endm
+embed model, model.pte
+embed golden_input, golden_input.bin
+embed golden_output, golden_output.bin
+.section .note.GNU-stack,"",%progbits

@@ -1,0 +1,361 @@
+// Runs the one network that is linked into this program.
+// Input: raw little-endian float32 on stdin, or with --serve one command a line.
+// Output: raw float32, or one JSON line an answer, on stdout; messages on stderr.
+#include <executorch/extension/data_loader/buffer_data_loader.h>
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/platform/platform.h>
+
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// Linked in by embed.S.
+extern "C" {
+extern const unsigned char model_start[], model_end[];
+extern const unsigned char golden_input_start[], golden_input_end[];
+extern const unsigned char golden_output_start[], golden_output_end[];
+}
+
+// The wheel ships this class in libexecutorch_threadpool.so but not its header.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(std::uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
+
+namespace {
+
+using Floats = std::vector<float>;
+using Shape = std::vector<executorch::aten::SizesType>;
+using Samples = std::vector<std::int64_t>;
+using Clock = std::chrono::steady_clock;
+
+// Set by compiler/targets/executable.py: the shapes as lists, the rest as literals.
+const Shape kInputShape{FLEETCUT_INPUT_SHAPE};
+const Shape kOutputShape{FLEETCUT_OUTPUT_SHAPE};
+constexpr double kAtol = FLEETCUT_ATOL;
+constexpr const char* kVersion = FLEETCUT_EXECUTORCH_VERSION;
+constexpr int kDefaultThreads = FLEETCUT_THREADS;
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxSamples = 1000000;
+constexpr int kDefaultSamples = 100;
+
+constexpr const char* kUsage =
+    "usage: PROGRAM [--threads N]                  raw float32 tensor on stdin, answer on stdout\n"
+    "       PROGRAM --describe                     shapes, runtime and precision as JSON\n"
+    "       PROGRAM --selftest [--threads N]       golden input against golden output; exit 0 or 1\n"
+    "       PROGRAM --benchmark [N] [--threads N]  nanoseconds of N inferences of the golden input\n"
+    "       PROGRAM --serve [--threads N]          'input FILE', 'bench N', 'output FILE', 'quit'\n";
+
+// The runtime reports every start as information; only its errors are worth a line on stderr.
+void log_errors(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, std::size_t,
+                const char* message, std::size_t length) {
+  if (level == kDebug || level == kInfo) return;
+  std::cerr << "executorch: " << std::string_view(message, length) << '\n';
+}
+
+std::int64_t ns_since(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+std::size_t count(const Shape& shape) {
+  std::size_t product = 1;
+  for (const auto size : shape) product *= static_cast<std::size_t>(size);
+  return product;
+}
+
+Floats embedded(const unsigned char* start, const unsigned char* end) {
+  Floats values(static_cast<std::size_t>(end - start) / sizeof(float));
+  std::memcpy(values.data(), start, values.size() * sizeof(float));
+  return values;
+}
+
+// The loaded network and the tensor it answers to, at first the golden input.
+class Network {
+ public:
+  // Throws std::runtime_error when the runtime refuses the thread count or the network.
+  explicit Network(int threads) {
+    const auto start = Clock::now();
+    auto* pool = executorch::extension::threadpool::get_threadpool();
+    if (pool == nullptr || !pool->_unsafe_reset_threadpool(static_cast<std::uint32_t>(threads))) {
+      throw std::runtime_error("cannot set " + std::to_string(threads) + " threads");
+    }
+    const auto size = static_cast<std::size_t>(model_end - model_start);
+    module_ = std::make_unique<executorch::extension::Module>(
+        std::make_unique<executorch::extension::BufferDataLoader>(model_start, size));
+    check(module_->load_forward(), "cannot load the network");
+    set_input(embedded(golden_input_start, golden_input_end));
+    load_ns_ = ns_since(start);
+  }
+
+  std::int64_t load_ns() const { return load_ns_; }
+
+  void set_input(Floats values) {
+    if (values.size() != count(kInputShape)) {
+      throw std::runtime_error("input has " + std::to_string(values.size()) + " values, expected " +
+                               std::to_string(count(kInputShape)));
+    }
+    input_ = std::move(values);
+    tensor_ = executorch::extension::from_blob(input_.data(), kInputShape);
+    output_.clear();
+  }
+
+  // One inference; its duration, without the copy of the answer.
+  std::int64_t infer_ns() {
+    const auto start = Clock::now();
+    auto result = module_->forward(tensor_);
+    const auto elapsed_ns = ns_since(start);
+    check(result.error(), "the inference failed");
+    const auto answer = result->at(0).toTensor();
+    if (static_cast<std::size_t>(answer.numel()) != count(kOutputShape)) {
+      throw std::runtime_error("the network answered with another shape than it was built for");
+    }
+    const float* values = answer.const_data_ptr<float>();
+    output_.assign(values, values + answer.numel());
+    return elapsed_ns;
+  }
+
+  // The answer to the present input.
+  const Floats& output() {
+    if (output_.empty()) infer_ns();
+    return output_;
+  }
+
+ private:
+  static void check(executorch::runtime::Error error, const char* fact) {
+    if (error != executorch::runtime::Error::Ok) {
+      throw std::runtime_error(std::string(fact) + ": ExecuTorch error " +
+                               std::to_string(static_cast<int>(error)));
+    }
+  }
+
+  std::unique_ptr<executorch::extension::Module> module_;
+  Floats input_;
+  executorch::extension::TensorPtr tensor_;
+  Floats output_;
+  std::int64_t load_ns_ = 0;
+};
+
+// ---- JSON ------------------------------------------------------------------------------------
+
+std::string quoted(std::string_view text) {
+  std::string json = "\"";
+  for (const unsigned char c : text) {
+    if (c == '"' || c == '\\') {
+      json += '\\';
+      json += static_cast<char>(c);
+    } else if (c < 0x20 || c >= 0x7f) {
+      char escape[8];
+      std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(c));
+      json += escape;
+    } else {
+      json += static_cast<char>(c);
+    }
+  }
+  return json + '"';
+}
+
+std::string number(double value) {
+  if (!std::isfinite(value)) return "null";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", value);
+  return text;
+}
+
+template <typename Values>
+std::string list(const Values& values) {
+  std::string json = "[";
+  for (const auto value : values) {
+    if (json.size() > 1) json += ',';
+    json += std::to_string(value);
+  }
+  return json + ']';
+}
+
+void answer(const std::string& json) { std::cout << json << '\n' << std::flush; }
+
+// ---- Verbs -----------------------------------------------------------------------------------
+
+// A whole number from 1 to max, and nothing after it.
+std::optional<int> parse_count(std::string_view text, int max) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole && value >= 1 && value <= max ? std::optional<int>(value) : std::nullopt;
+}
+
+Floats read_floats(std::istream& stream, const std::string& name) {
+  const std::size_t expected = count(kInputShape) * sizeof(float);
+  std::string bytes(expected + 1, '\0');  // one more, to notice a longer tensor
+  stream.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  const auto found = static_cast<std::size_t>(stream.gcount());
+  if (found != expected) {
+    throw std::runtime_error(name + (found > expected ? " is longer than " : " ends before ") +
+                             std::to_string(expected) + " bytes");
+  }
+  Floats values(count(kInputShape));
+  std::memcpy(values.data(), bytes.data(), expected);
+  return values;
+}
+
+void write_floats(std::ostream& stream, const Floats& values, const std::string& name) {
+  stream.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(values.size() * sizeof(float)));
+  stream.flush();
+  if (!stream) throw std::runtime_error("cannot write " + name);
+}
+
+std::string bench(Network& network, int samples) {
+  Samples latency_ns(static_cast<std::size_t>(samples));
+  for (auto& sample : latency_ns) sample = network.infer_ns();
+  return "{\"latency_ns\":" + list(latency_ns) + "}";
+}
+
+int describe() {
+  answer("{\"input_shape\":" + list(kInputShape) + ",\"output_shape\":" + list(kOutputShape) +
+         ",\"runtime\":\"executorch-xnnpack\",\"version\":" + quoted(kVersion) +
+         ",\"precision\":\"fp32\"}");
+  return 0;
+}
+
+int selftest(Network& network) {
+  const Floats expected = embedded(golden_output_start, golden_output_end);
+  const Floats& found = network.output();
+  double max_abs_err = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const double deviation = std::fabs(static_cast<double>(found[i]) - expected.at(i));
+    if (!(deviation <= max_abs_err)) max_abs_err = deviation;  // a NaN stays
+    if (std::isnan(max_abs_err)) break;
+  }
+  const bool passed = max_abs_err <= kAtol;
+  answer("{\"max_abs_err\":" + number(max_abs_err) + ",\"atol\":" + number(kAtol) +
+         ",\"passed\":" + (passed ? "true}" : "false}"));
+  return passed ? 0 : 1;
+}
+
+int run_once(Network& network) {
+  network.set_input(read_floats(std::cin, "stdin"));
+  write_floats(std::cout, network.output(), "stdout");
+  return 0;
+}
+
+// The answer to one line of --serve. Throws std::exception with what is wrong with it.
+std::string reply(Network& network, const std::string& line) {
+  const auto space = line.find(' ');
+  const std::string verb = line.substr(0, space);
+  const std::string argument = space == std::string::npos ? "" : line.substr(space + 1);
+  if (verb == "bench") {
+    const auto samples = parse_count(argument, kMaxSamples);
+    if (!samples) throw std::runtime_error("bench needs a number from 1 to 1000000");
+    return bench(network, *samples);
+  }
+  if (verb != "input" && verb != "output") {
+    throw std::runtime_error("unknown command '" + verb.substr(0, 40) +
+                             "', expected input, bench, output or quit");
+  }
+  if (argument.empty()) throw std::runtime_error(verb + " needs a file name");
+  if (verb == "input") {
+    std::ifstream file(argument, std::ios::binary);
+    if (!file) throw std::runtime_error("cannot open " + argument);
+    network.set_input(read_floats(file, argument));
+  } else {
+    std::ofstream file(argument, std::ios::binary | std::ios::trunc);
+    write_floats(file, network.output(), argument);
+  }
+  return "{\"ok\":true}";
+}
+
+int serve(Network& network) {
+  answer("{\"ready\":true,\"load_ns\":" + std::to_string(network.load_ns()) + "}");
+  std::string line;
+  while (std::getline(std::cin, line) && line != "quit") {
+    try {
+      answer(reply(network, line));
+    } catch (const std::exception& error) {
+      answer("{\"error\":" + quoted(error.what()) + "}");
+    }
+  }
+  return 0;
+}
+
+// ---- Command line ----------------------------------------------------------------------------
+
+struct Options {
+  std::string verb;  // empty: stdin to stdout
+  int threads = kDefaultThreads;
+  int samples = kDefaultSamples;
+};
+
+// nullopt: the command line is not understood.
+std::optional<Options> parse(const std::vector<std::string>& arguments) {
+  Options options;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    const std::string next = i + 1 < arguments.size() ? arguments[i + 1] : "";
+    const bool is_verb = argument == "--describe" || argument == "--selftest" ||
+                         argument == "--benchmark" || argument == "--serve";
+    if (is_verb && options.verb.empty()) {
+      options.verb = argument;
+      if (argument == "--benchmark" && !next.empty() && next[0] != '-') {
+        const auto samples = parse_count(next, kMaxSamples);
+        if (!samples) return std::nullopt;
+        options.samples = *samples;
+        ++i;
+      }
+    } else if (argument == "--threads") {
+      const auto threads = parse_count(next, kMaxThreads);
+      if (!threads) return std::nullopt;
+      options.threads = *threads;
+      ++i;
+    } else {
+      return std::nullopt;
+    }
+  }
+  return options;
+}
+
+int run(const Options& options) {
+  if (options.verb == "--describe") return describe();
+  Network network(options.threads);
+  if (options.verb == "--selftest") return selftest(network);
+  if (options.verb == "--serve") return serve(network);
+  if (options.verb == "--benchmark") {
+    answer(bench(network, options.samples));
+    return 0;
+  }
+  return run_once(network);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto options = parse(std::vector<std::string>(argv + 1, argv + argc));
+  if (!options) {
+    std::cerr << kUsage;
+    return 2;
+  }
+  using executorch::runtime::PalImpl;
+  executorch::runtime::register_pal(PalImpl::create(log_errors, __FILE__));
+  try {
+    return run(*options);
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return 1;
+  }
+}
