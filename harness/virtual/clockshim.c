@@ -1,0 +1,182 @@
+/* A board's slower CPU, preloaded into whatever the board runs.
+ *
+ * Input: a shared page (path in FLEETCUT_CLOCK_PAGE) whose `stretch_ppb` says how many times longer
+ * than on the host a computation takes. Output: clock_gettime() that first makes the calling
+ * thread wait until its CPU time since its last look at the clock, times (stretch - 1), has passed;
+ * and `busy_ns` in the page, the CPU time of the board's processes on its own, slower cores.
+ *
+ * Without the page, or with stretch 1, nothing waits. The wait's own CPU time is charged to nobody.
+ * A statically linked program, raw rdtsc and direct system calls escape it: see the docs.
+ * Only async-signal-safe calls are made after loading; a signal handler that looks at the clock in
+ * the middle of a settlement is given the plain time.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE_MAGIC 0x314b434c43544346ull /* "FCTCLCK1", little-endian */
+#define NS_PER_S 1000000000ull
+#define SPIN_NS 60000ull        /* the kernel's timer slack is 50 us: the rest is spun */
+#define ACCOUNT_NS 5000000ull   /* process CPU time is looked at no more often than this */
+
+struct page {
+    uint64_t magic;
+    _Atomic uint64_t stretch_ppb; /* parts per billion: 2.04 is 2040000000 */
+    _Atomic uint64_t busy_ns;
+};
+
+typedef int (*clock_gettime_fn)(clockid_t, struct timespec *);
+
+static clock_gettime_fn real_clock_gettime; /* libc's, which uses the vDSO */
+static struct page *page;
+
+static __thread uint64_t last_cpu_ns __attribute__((tls_model("initial-exec")));
+static __thread int settling __attribute__((tls_model("initial-exec")));
+
+static atomic_flag accounting = ATOMIC_FLAG_INIT;
+static _Atomic uint64_t accounted_cpu_ns; /* process CPU time that is in busy_ns already */
+static _Atomic uint64_t waited_cpu_ns;    /* CPU time burnt by waiting, since then */
+static _Atomic uint64_t next_account_ns;
+
+static int plain_clock(clockid_t id, struct timespec *ts)
+{
+    if (real_clock_gettime)
+        return real_clock_gettime(id, ts);
+    return (int)syscall(SYS_clock_gettime, id, ts); /* looked at before our constructor ran */
+}
+
+static uint64_t now_ns(clockid_t id)
+{
+    struct timespec ts;
+    if (plain_clock(id, &ts) != 0)
+        return 0;
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t scaled(uint64_t ns, uint64_t ppb)
+{
+    return (uint64_t)((double)ns * ((double)ppb / 1e9));
+}
+
+/* Adds the whole process's CPU time since the last account: worker threads never look at a clock. */
+static void account(uint64_t ppb)
+{
+    if (atomic_flag_test_and_set_explicit(&accounting, memory_order_acquire))
+        return;
+    uint64_t cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID);
+    uint64_t gone = accounted_cpu_ns + atomic_exchange(&waited_cpu_ns, 0);
+    if (cpu > gone)
+        atomic_fetch_add_explicit(&page->busy_ns, scaled(cpu - gone, ppb), memory_order_relaxed);
+    if (cpu > accounted_cpu_ns)
+        accounted_cpu_ns = cpu;
+    atomic_flag_clear_explicit(&accounting, memory_order_release);
+}
+
+static void wait_until(uint64_t target_ns)
+{
+    uint64_t wake_ns = target_ns - SPIN_NS;
+    if (now_ns(CLOCK_MONOTONIC) < wake_ns) {
+        struct timespec ts = {(time_t)(wake_ns / NS_PER_S), (long)(wake_ns % NS_PER_S)};
+        while (syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) != 0 &&
+               errno == EINTR)
+            ;
+    }
+    while (now_ns(CLOCK_MONOTONIC) < target_ns) {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+#endif
+    }
+}
+
+/* Makes the calling thread as late as it would be on a CPU that is `stretch` times slower. */
+static void settle(void)
+{
+    int saved_errno = errno;
+    settling = 1;
+    atomic_signal_fence(memory_order_seq_cst);
+    uint64_t ppb = atomic_load_explicit(&page->stretch_ppb, memory_order_relaxed);
+    uint64_t cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    uint64_t start = now_ns(CLOCK_MONOTONIC);
+    if (cpu < last_cpu_ns) /* a clone that pthread_atfork did not see: its CPU time began anew */
+        last_cpu_ns = cpu;
+    uint64_t debt = ppb > NS_PER_S ? scaled(cpu - last_cpu_ns, ppb - NS_PER_S) : 0;
+    if (debt > 0) {
+        wait_until(start + debt);
+        uint64_t after = now_ns(CLOCK_THREAD_CPUTIME_ID);
+        atomic_fetch_add_explicit(&waited_cpu_ns, after - cpu, memory_order_relaxed);
+        cpu = after;
+    }
+    last_cpu_ns = cpu;
+    if (start >= atomic_load_explicit(&next_account_ns, memory_order_relaxed)) {
+        atomic_store_explicit(&next_account_ns, start + ACCOUNT_NS, memory_order_relaxed);
+        account(ppb);
+    }
+    atomic_signal_fence(memory_order_seq_cst);
+    settling = 0;
+    errno = saved_errno;
+}
+
+__attribute__((visibility("default"))) int clock_gettime(clockid_t id, struct timespec *ts)
+{
+    int shown = id == CLOCK_MONOTONIC || id == CLOCK_MONOTONIC_RAW || id == CLOCK_BOOTTIME ||
+                id == CLOCK_REALTIME;
+    if (shown && page && !settling)
+        settle();
+    return plain_clock(id, ts);
+}
+
+/* A child's CPU clocks start at zero, and a settlement of the parent's is not its own. */
+static void in_child(void)
+{
+    last_cpu_ns = 0;
+    settling = 0;
+    accounted_cpu_ns = 0;
+    waited_cpu_ns = 0;
+    next_account_ns = 0;
+    atomic_flag_clear(&accounting);
+}
+
+__attribute__((constructor)) static void load(void)
+{
+    *(void **)&real_clock_gettime = dlsym(RTLD_NEXT, "clock_gettime");
+    const char *path = getenv("FLEETCUT_CLOCK_PAGE");
+    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return;
+    struct stat st;
+    struct page *found = MAP_FAILED;
+    if (fstat(fd, &st) == 0 && (size_t)st.st_size >= sizeof *found)
+        found = mmap(NULL, sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (found == MAP_FAILED)
+        return;
+    if (found->magic != PAGE_MAGIC) {
+        munmap(found, sizeof *found);
+        return;
+    }
+    /* exec keeps the CPU clocks: what the program before us spent is not our debt */
+    last_cpu_ns = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    accounted_cpu_ns = now_ns(CLOCK_PROCESS_CPUTIME_ID);
+    pthread_atfork(NULL, NULL, in_child);
+    page = found;
+}
+
+__attribute__((destructor)) static void unload(void)
+{
+    if (!page || settling)
+        return;
+    settle(); /* a program that never looked at a clock is late at its end */
+    account(atomic_load_explicit(&page->stretch_ppb, memory_order_relaxed));
+}
