@@ -1,7 +1,7 @@
 """The anchor networks: small, diverse probes whose latencies tell boards apart.
 
 Input: a folder and a seed. Output: one ONNX file an anchor, the same bytes for the same seed.
-Each is bound by one thing: dense convolution, depthwise convolution, memory traffic, weight traffic.
+Each is bound by one thing: dense convolution, depthwise convolution, activations, weights.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Assignment:
     outlier: bool
 
 
-class DeviceClusters(BaseEstimator):  # type: ignore[misc]
+class DeviceClusters(BaseEstimator):
     """Noise-aware clustering of boards.
 
     A board's feature is the log-ratio of each anchor's latency to the fleet's median, divided by
@@ -212,7 +212,7 @@ class DeviceClusters(BaseEstimator):  # type: ignore[misc]
         return ratios / self.resolution_ / math.sqrt(len(self.resolution_))
 
     def _found(self, ratios: FloatArray) -> IntArray:
-        """Cluster number of each board, −1 for boards of none."""
+        """Cluster number of each board, -1 for boards of none."""
         scaled = self._scaled(ratios)
         if len(scaled) < HDBSCAN_FROM:
             return _large_enough(_linked(scaled), self.min_cluster_size)
@@ -299,7 +299,7 @@ def _distances(points: FloatArray, point: FloatArray) -> FloatArray:
 
 
 def _centers(points: FloatArray, labels: IntArray) -> FloatArray:
-    """(n_clusters, n_features): the median of each cluster's points, −1 left out."""
+    """(n_clusters, n_features): the median of each cluster's points, -1 left out."""
     return np.stack([np.median(points[labels == k], axis=0) for k in range(labels.max() + 1)])
 
 
@@ -312,7 +312,7 @@ def _linked(points: FloatArray) -> IntArray:
 
 
 def _large_enough(labels: IntArray, smallest: int) -> IntArray:
-    """Clusters below the smallest size become −1, unless none would be left."""
+    """Clusters below the smallest size become -1, unless none would be left."""
     counts = np.bincount(labels)
     if counts.max() < smallest:
         return labels

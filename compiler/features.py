@@ -25,7 +25,7 @@ which is what a vectorised kernel really computes."""
 
 
 def layer_kind(layer: LayerShape) -> str:
-    """ "pointwise" for a convolution of one weight a position, else the layer's own kind.
+    """Call a convolution of one weight a position "pointwise", else the layer's own kind.
 
     Runtimes hand a 1 x 1 convolution to a matrix product and a larger one to another kernel.
     """
@@ -33,7 +33,7 @@ def layer_kind(layer: LayerShape) -> str:
 
 
 def feature_names(space: PruneSpace) -> tuple[str, ...]:
-    """ "KIND.QUANTITY" in the order of the columns: kinds as they first occur in the network."""
+    """Columns in order, "KIND.QUANTITY": kinds as they first occur in the network."""
     kinds = dict.fromkeys(layer_kind(layer) for layer in space.layers)
     return tuple(f"{kind}.{quantity}" for kind in kinds for quantity in QUANTITIES)
 

@@ -38,7 +38,7 @@ def decode(space: PruneSpace, kept: FloatArray) -> IntArray:
 
 
 def sample_widths(space: PruneSpace, n: int, seed: int) -> tuple[Widths, ...]:
-    """n distinct legal width vectors, the same for the same seed.
+    """Distinct legal width vectors, n of them, the same for the same seed.
 
     The dense and the smallest shape come first: total work grows with every width, so the two
     bound the domain on which a surrogate may be asked. The others are Sobol points (Owen's
@@ -63,8 +63,10 @@ def sample_widths(space: PruneSpace, n: int, seed: int) -> tuple[Widths, ...]:
 
 
 def _sobol_pool(space: PruneSpace, n: int, seed: int) -> IntArray:
-    """At least n distinct vectors: half with one level for all groups and a deviation around it,
-    half with every group on its own."""
+    """At least n + 2 distinct vectors.
+
+    Half have one level for all groups and a deviation around it, half each group on its own.
+    """
     n_groups = len(space.groups)
     exponent = math.ceil(math.log2(n * _POOL_PER_SAMPLE))
     while True:
