@@ -59,6 +59,7 @@ wheel, contain XNNPACK (BSD-3-Clause, https://github.com/google/XNNPACK), pthrea
 
 COMPILE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 60
+SAID_CHARS = 2000
 
 
 def build_executable(network: nn.Module, example: Tensor, out: Path, target: Target) -> BuiltModel:
@@ -117,7 +118,7 @@ def run_executable(target: Target, program: Path, x: Floats) -> Floats:
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or b"")[-500:].decode(errors="replace")
+        said = (getattr(error, "stderr", None) or b"")[-SAID_CHARS:].decode(errors="replace")
         raise TargetError(
             target,
             f"the program that was built does not run ({error}) {said}",
@@ -210,15 +211,23 @@ def _link(
         *(f"-l:{library}" for library in libraries),
         "-Wl,-rpath,$ORIGIN/lib",
     ]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
-    )
-    if done.returncode != 0:
+    try:
+        subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or "")[-SAID_CHARS:]
+        status = getattr(error, "returncode", None)
         raise TargetError(
             target,
-            f"{COMPILER} failed with status {done.returncode}:\n{done.stderr[-2000:]}",
+            f"{COMPILER} failed ({f'status {status}' if status else error}):\n{said}",
             f"check that {COMPILER} is 9 or newer and matches the installed executorch",
-        )
+        ) from error
 
 
 def _collect(program: Path, out: Path, libraries: tuple[str, ...]) -> tuple[BuiltFile, ...]:

@@ -7,6 +7,7 @@ stderr; when the block raises, a TargetError that carries the end of what was sa
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -58,18 +59,20 @@ def contained(target: Target, step: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _descriptors_into(said: IO[bytes]) -> Iterator[None]:
+    # sys.stdout need not stand on descriptor 1, so prints are sent there; this stream stays
+    # usable for a library that keeps it. sys.stderr is left alone: log handlers made inside the
+    # block keep it for good.
+    prints = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     try:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-        # sys.stdout may stand on something other than descriptor 1 (a test's capture). stderr
-        # is left alone: logging handlers made inside the block would keep a dead stream.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(prints):
             yield
     finally:
-        sys.stdout.flush()
+        prints.flush()
         sys.stderr.flush()
         for descriptor, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, descriptor)
