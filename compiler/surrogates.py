@@ -1,0 +1,337 @@
+"""Latency predicted from features, with an interval, for the boards of one cluster.
+
+Input: a Dataset. Output: LatencySurrogate: median and 90 % interval in ms, cross-validated error,
+refusal outside what was measured; and the fleet's mean over several of them. Saved as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import sklearn
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import RidgeCV
+
+from compiler.dataset import Dataset
+from compiler.features import feature_names, physics_features
+from compiler.pruning.widths import PruneSpace
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Predictor = Callable[[FloatArray], FloatArray]
+"""x (n, n_features) → ms (n,), > 0."""
+
+
+class OutOfDomainError(ValueError):
+    """A prediction was asked where nothing near was measured."""
+
+
+def mape(y_ms: ArrayLike, pred_ms: ArrayLike) -> float:
+    """Mean absolute percentage error, a fraction (0.05 = 5 %).
+
+    y_ms, pred_ms: (n_runs,), y_ms > 0. Raises ValueError if empty or of different lengths.
+    """
+    y, pred = np.asarray(y_ms, dtype=np.float64), np.asarray(pred_ms, dtype=np.float64)
+    if not y.size or y.shape != pred.shape:
+        raise ValueError(f"error of {pred.shape} predictions against {y.shape} latencies")
+    return float(np.mean(np.abs(pred / y - 1)))
+
+
+def _additive(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
+    """``ms = c + Σ a_j · x_j`` with a, c ≥ 0: time adds up, and no work takes less than none.
+
+    Least squares on the relative error under these bounds (Lawson and Hanson's NNLS). A disturbed
+    run is slower, never faster, so residuals beyond 1.345 spreads are weighted down (Huber), in
+    ten rounds. A ridge of 1e-6 settles columns that say the same.
+    """
+    del seed
+    design = np.column_stack([np.ones(len(x)), x])
+    scale = np.abs(design).max(axis=0)
+    scale[scale == 0] = 1.0
+    relative = design / scale / y_ms[:, None]
+    bound = math.sqrt(1e-6 * len(x)) * np.eye(design.shape[1]) / np.median(y_ms)
+    weight = np.ones(len(x))
+    for _ in range(10):
+        root = np.sqrt(weight)
+        left = np.vstack([relative * root[:, None], bound])
+        coefficients, _ = nnls(left, np.concatenate([root, np.zeros(len(bound))]))
+        residual = np.abs(relative @ coefficients - 1)
+        limit = max(1.345 * 1.4826 * float(np.median(residual)), 1e-9)
+        weight = limit / np.maximum(residual, limit)
+    floor = 0.1 * float(y_ms.min())
+
+    def predict(points: FloatArray) -> FloatArray:
+        ms = np.column_stack([np.ones(len(points)), points]) / scale @ coefficients
+        return np.maximum(ms, floor)
+
+    return predict
+
+
+def _ridge(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
+    """Ridge on log-latency over features and their logarithms; its strength by leave-one-out."""
+    del seed
+
+    def expand(points: FloatArray) -> FloatArray:
+        return np.column_stack([points, np.log1p(np.maximum(points, 0))])
+
+    center, spread = expand(x).mean(axis=0), expand(x).std(axis=0)
+    spread[spread <= 1e-12 * np.maximum(np.abs(center), 1)] = 1.0
+    model = RidgeCV(np.logspace(-4, 4, 25)).fit((expand(x) - center) / spread, np.log(y_ms))
+    # Linear in the logarithm, so it could leave every scale: keep it within a decade of the data.
+    low, high = math.log(y_ms.min() / 10), math.log(y_ms.max() * 10)
+
+    def predict(points: FloatArray) -> FloatArray:
+        return np.exp(np.clip(model.predict((expand(points) - center) / spread), low, high))
+
+    return predict
+
+
+def _trees(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
+    """Gradient-boosted trees on log-latency."""
+    model = GradientBoostingRegressor(
+        n_estimators=200, max_depth=3, learning_rate=0.1, subsample=0.8, random_state=seed
+    ).fit(x, np.log(y_ms))
+    return lambda points: np.exp(model.predict(points))
+
+
+FAMILIES: dict[str, Callable[[FloatArray, FloatArray, int], Predictor]] = {
+    "additive": _additive,
+    "ridge": _ridge,
+    "trees": _trees,
+}
+"""Model family by name: (x, y_ms, seed) → predictor."""
+
+
+class LatencySurrogate(BaseEstimator):
+    """Latency of one cluster's boards, its model family chosen by cross-validation.
+
+    Folds never split a configuration: rows with equal features stay together, so a repeat of a
+    measured shape is not taken for a new one. Intervals are CV+ (Barber et al. 2021, "Predictive
+    inference with the jackknife+", section 3) on log-latency: the folds' own predictions plus and
+    minus their left-out errors. They widen where the folds disagree, so their width serves the
+    search as predictive variance; a split-conformal interval would be equally wide everywhere.
+
+    families: keys of FAMILIES to choose from. n_folds: 2 or more. coverage: 0..1.
+    domain_margin: how far outside the measured range of a feature is still its domain, as a
+    fraction of that range. seed: of folds and trees.
+
+    After fit: family_; cv_mape_, a fraction, of the chosen family; cv_mape_by_family_;
+    feature_names_; source_sha256_; domain_min_, domain_max_ (n_features,), without the margin.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str] = tuple(FAMILIES),
+        n_folds: int = 5,
+        coverage: float = 0.9,
+        domain_margin: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        self.families = families
+        self.n_folds = n_folds
+        self.coverage = coverage
+        self.domain_margin = domain_margin
+        self.seed = seed
+
+    def fit(self, dataset: Dataset) -> LatencySurrogate:
+        """Raises ValueError for an unknown family or fewer configurations than two a fold."""
+        unknown = sorted(set(self.families) - set(FAMILIES))
+        if unknown or not self.families:
+            raise ValueError(f"families {unknown or 'none'}: choose from {', '.join(FAMILIES)}")
+        folds = self._folds(dataset)
+        fits = {name: self._fit_folds(FAMILIES[name], dataset, folds) for name in self.families}
+        self.cv_mape_by_family_ = {
+            name: mape(dataset.y_ms, left_out) for name, (_, left_out) in fits.items()
+        }
+        # min() keeps the first of equals: the order of families breaks ties.
+        self.family_ = min(self.families, key=lambda name: self.cv_mape_by_family_[name])
+        self.cv_mape_ = self.cv_mape_by_family_[self.family_]
+        self._fold_predictors, left_out = fits[self.family_]
+        self._fold_of_row = folds
+        self._residuals = np.abs(np.log(dataset.y_ms) - np.log(left_out))
+        self._predictor = FAMILIES[self.family_](dataset.x, dataset.y_ms, self.seed)
+        self._dataset = dataset
+        self.feature_names_ = dataset.feature_names
+        self.source_sha256_ = dataset.source_sha256
+        self.domain_min_ = dataset.x.min(axis=0)
+        self.domain_max_ = dataset.x.max(axis=0)
+        return self
+
+    def predict(
+        self, x: ArrayLike, *, extrapolate: bool = False
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(median_ms, lower_ms, upper_ms), each (n,), for x (n, n_features).
+
+        lower ≤ median ≤ upper. Raises OutOfDomainError, naming the feature, for a point outside
+        the domain, unless extrapolate; ValueError for another number of features.
+        """
+        points = self._points(x)
+        if not extrapolate:
+            self._refuse_outside(points)
+        median = self._predictor(points)
+        by_fold = np.log(np.stack([predict(points) for predict in self._fold_predictors]))
+        around = by_fold[self._fold_of_row]  # (n_runs, n): each run's left-out model
+        residual = self._residuals[:, None]
+        alpha = 1 - self.coverage
+        lower = np.exp(_order_statistic(around - residual, alpha, upper=False))
+        upper = np.exp(_order_statistic(around + residual, alpha, upper=True))
+        return median, np.minimum(lower, median), np.maximum(upper, median)
+
+    def in_domain(self, x: ArrayLike) -> NDArray[np.bool_]:
+        """(n,): every feature within its measured range, widened by domain_margin of it."""
+        return np.asarray(self._inside(self._points(x)).all(axis=1))
+
+    def to_json(self) -> str:
+        """The training set and parameters: from_json fits again, which is deterministic.
+
+        With the version of scikit-learn and the predictions for the training set, which
+        from_json compares; no pickle, which breaks across versions and runs code.
+        """
+        document = {
+            "params": {**self.get_params(), "families": list(self.families)},
+            "family": self.family_,
+            "sklearn": sklearn.__version__,
+            "x": self._dataset.x.tolist(),
+            "y_ms": self._dataset.y_ms.tolist(),
+            "board_ids": self._dataset.board_ids,
+            "feature_names": self.feature_names_,
+            "source_sha256": self.source_sha256_,
+            "fitted_ms": self._predictor(self._dataset.x).tolist(),
+        }
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LatencySurrogate:
+        """Raises ValueError for another document, or where this scikit-learn fits otherwise."""
+        try:
+            data = json.loads(text)
+            dataset = Dataset(
+                x=np.array(data["x"], dtype=np.float64),
+                y_ms=np.array(data["y_ms"], dtype=np.float64),
+                board_ids=tuple(data["board_ids"]),
+                feature_names=tuple(data["feature_names"]),
+                source_sha256=str(data["source_sha256"]),
+            )
+            params = {**data["params"], "families": tuple(data["params"]["families"])}
+            family, fitted_ms = str(data["family"]), np.array(data["fitted_ms"], dtype=np.float64)
+            version = str(data["sklearn"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a document of a latency surrogate: {error}") from None
+        surrogate = cls(**params).fit(dataset)
+        again_ms = surrogate._predictor(dataset.x)
+        if surrogate.family_ != family or not np.allclose(again_ms, fitted_ms, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"latency surrogate saved with scikit-learn {version} fits otherwise with "
+                f"{sklearn.__version__}. Next: fleetcut compile again"
+            )
+        return surrogate
+
+    def _points(self, x: ArrayLike) -> FloatArray:
+        points = np.asarray(x, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != len(self.feature_names_):
+            raise ValueError(f"x {points.shape} for {len(self.feature_names_)} features")
+        return points
+
+    def _inside(self, points: FloatArray) -> NDArray[np.bool_]:
+        # A feature that never varied has no range: rounding of the last digit is allowed for.
+        slack = self.domain_margin * (self.domain_max_ - self.domain_min_)
+        slack = np.maximum(slack, 1e-9 * np.abs(self.domain_max_))
+        low, high = self.domain_min_ - slack, self.domain_max_ + slack
+        return np.asarray((points >= low) & (points <= high))
+
+    def _refuse_outside(self, points: FloatArray) -> None:
+        outside = np.argwhere(~self._inside(points))
+        if len(outside):
+            row, column = outside[0]
+            raise OutOfDomainError(
+                f"{self.feature_names_[column]} = {points[row, column]:g} lies outside what was "
+                f"measured, {self.domain_min_[column]:g} to {self.domain_max_[column]:g}. "
+                "Next: measure shapes there"
+            )
+
+    def _folds(self, dataset: Dataset) -> IntArray:
+        """Fold number of each run; runs with equal features share one."""
+        _, configuration = np.unique(dataset.x, axis=0, return_inverse=True)
+        configuration = np.asarray(configuration).reshape(-1)
+        n = int(configuration.max()) + 1
+        if self.n_folds < 2 or n < 2 * self.n_folds:
+            raise ValueError(
+                f"{n} configurations for {self.n_folds} folds: at least 2 folds of 2 are needed. "
+                "Next: measure more shapes"
+            )
+        order = np.random.default_rng(self.seed).permutation(n)
+        fold = np.empty(n, dtype=np.int64)
+        fold[order] = np.arange(n) % self.n_folds
+        return fold[configuration]
+
+    def _fit_folds(
+        self,
+        family: Callable[[FloatArray, FloatArray, int], Predictor],
+        dataset: Dataset,
+        folds: IntArray,
+    ) -> tuple[list[Predictor], FloatArray]:
+        """One predictor a fold, fitted without it, and the left-out predictions (n_runs,)."""
+        predictors, left_out = [], np.empty(len(dataset.y_ms))
+        for fold in range(self.n_folds):
+            out = folds == fold
+            predictors.append(family(dataset.x[~out], dataset.y_ms[~out], self.seed))
+            left_out[out] = predictors[-1](dataset.x[out])
+        return predictors, left_out
+
+
+def _order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatArray:
+    """CV+'s quantile of (n_runs, n) along the runs: the ceil((1 - alpha)(n + 1))-th smallest.
+
+    For the lower end the mirror image. Fewer runs than 1/alpha give the outermost value.
+    """
+    n = len(values)
+    rank = min(math.ceil((1 - alpha) * (n + 1)), n)
+    position = rank - 1 if upper else n - rank
+    return np.asarray(np.partition(values, position, axis=0)[position])
+
+
+def predicted_ms_by_cluster(
+    space: PruneSpace, surrogates: Mapping[str, LatencySurrogate], widths: Sequence[int]
+) -> tuple[tuple[str, float], ...]:
+    """(cluster label, predicted median ms) of one shape, as a PruningPlan carries it."""
+    x = physics_features(space, [list(widths)])
+    return tuple((label, float(s.predict(x)[0][0])) for label, s in sorted(surrogates.items()))
+
+
+def fleet_latency(
+    space: PruneSpace,
+    surrogates: Mapping[str, LatencySurrogate],
+    weights: Mapping[str, float],
+) -> Callable[[IntArray], tuple[FloatArray, FloatArray]]:
+    """Mean latency over the fleet, ``Σ_k w_k · ŷ_k(widths)``, as the search asks for it.
+
+    Both mappings by cluster label; weights are positive and sum to 1. The function returned takes
+    widths (n, n_groups) and gives (mean_ms, spread_ms), each (n,): spread is the half width of the
+    surrogates' intervals in the same mean. Shapes outside a surrogate's domain have the mean inf,
+    which no search accepts. Raises ValueError for labels or features that do not fit.
+    """
+    if set(surrogates) != set(weights) or not weights:
+        raise ValueError(f"surrogates of {sorted(surrogates)}, weights of {sorted(weights)}")
+    if min(weights.values()) <= 0 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+        raise ValueError(f"weights {dict(weights)} are not shares of one fleet")
+    names = feature_names(space)
+    for label, surrogate in surrogates.items():
+        if surrogate.feature_names_ != names:
+            raise ValueError(f"surrogate {label} has other features than {space.network}")
+
+    def mean_and_spread_ms(widths: IntArray) -> tuple[FloatArray, FloatArray]:
+        x = physics_features(space, np.atleast_2d(widths))
+        mean, spread = np.zeros(len(x)), np.zeros(len(x))
+        for label in sorted(surrogates):
+            median, lower, upper = surrogates[label].predict(x, extrapolate=True)
+            mean += weights[label] * np.where(surrogates[label].in_domain(x), median, np.inf)
+            spread += weights[label] * (upper - lower) / 2
+        return mean, spread
+
+    return mean_and_spread_ms
