@@ -42,7 +42,8 @@ class Measuring(_Part):
 class Search(_Part):
     """Bounds of the pruning search; fractions of the held-out set, 0.01 is one point.
 
-    max_accuracy_drop bounds the finished network. proxy_accuracy_drop bounds the quick proxy (before fine-tuning), which loses more.
+    max_accuracy_drop bounds the finished network, proxy_accuracy_drop the search's quick proxy,
+    which is judged before fine-tuning and so loses more.
     """
 
     population: int = Field(default=8, ge=2, examples=[8])

@@ -235,7 +235,7 @@ def _connect(board: Board, deadlines: Deadlines) -> paramiko.SSHClient:
             board.host,
             port=board.port,
             username=board.user,
-            key_filename=str(board.key_file) if board.key_file else None,
+            pkey=_private_key(board),
             # With a key named in the inventory nothing else is offered to the board.
             allow_agent=board.key_file is None,
             look_for_keys=board.key_file is None,
@@ -247,18 +247,6 @@ def _connect(board: Board, deadlines: Deadlines) -> paramiko.SSHClient:
     except BoardError:
         client.close()
         raise
-    except FileNotFoundError:
-        client.close()
-        raise StableBoardError(
-            board_id, f"key file {board.key_file} does not exist", "mend key_file in the inventory"
-        ) from None
-    except paramiko.PasswordRequiredException:
-        client.close()
-        raise StableBoardError(
-            board_id,
-            f"key file {board.key_file} needs a passphrase",
-            "load it into an SSH agent and leave key_file out of the inventory",
-        ) from None
     except paramiko.AuthenticationException as error:
         client.close()
         raise StableBoardError(
@@ -277,6 +265,29 @@ def _connect(board: Board, deadlines: Deadlines) -> paramiko.SSHClient:
     if transport is not None:
         transport.set_keepalive(deadlines.keepalive_s)
     return client
+
+
+def _private_key(board: Board) -> paramiko.PKey | None:
+    """The inventory's key, loaded once: left to SSHClient, a refusal ends in a parser's error."""
+    if board.key_file is None:
+        return None
+    try:
+        return paramiko.PKey.from_path(str(board.key_file))
+    except FileNotFoundError:
+        fact, next_step = "does not exist", "mend key_file in the inventory"
+    except paramiko.PasswordRequiredException:
+        fact = "needs a passphrase"
+        next_step = "load it into an SSH agent and leave key_file out of the inventory"
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        paramiko.SSHException,
+        paramiko.UnknownKeyType,
+    ) as error:
+        fact = f"is not a private key that can be used ({_one_line(error)})"
+        next_step = "name another in the inventory: ssh-keygen -t ed25519 makes one"
+    raise StableBoardError(board.board_id, f"key file {board.key_file} {fact}", next_step)
 
 
 def _socket(board: Board, deadlines: Deadlines) -> socket.socket:

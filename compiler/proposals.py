@@ -1,0 +1,93 @@
+"""What the compiler wants measured next: a campaign file beside the models it names.
+
+Input: ONNX models and the boards to measure them on. Output: a Proposal, a folder that
+``fleetcut measure`` takes as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compiler.recipe import Recipe
+from compiler.work import WorkFolder, read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class ProposedModel:
+    """A model to measure. facts: what the compiler must remember of it, plain JSON data."""
+
+    name: str
+    data: bytes
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A campaign on disk. facts_by_model: model_sha256 → what the compiler wrote down of it."""
+
+    stage: str
+    campaign_id: str
+    campaign_path: Path
+    facts_by_model: Mapping[str, Mapping[str, Any]]
+
+
+def propose(
+    work: WorkFolder,
+    recipe: Recipe,
+    stage: str,
+    models: Sequence[ProposedModel],
+    *,
+    boards: Sequence[str] | None,
+    repeats: int,
+) -> Proposal:
+    """Write the proposal. boards: ids, None for every board of the inventory."""
+    folder = work.proposal(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {}
+    for model in models:
+        digest = hashlib.sha256(model.data).hexdigest()
+        (folder / f"{model.name}.onnx").write_bytes(model.data)
+        facts[digest] = {"name": model.name, **model.facts}
+    campaign_id = f"{recipe.name}-{recipe.sha256()[:8]}-{stage}"
+    measuring = recipe.measuring
+    campaign = {
+        "version": 1,
+        "campaign_id": campaign_id,
+        "seed": recipe.seed,
+        "boards": {} if boards is None else {"ids": list(boards)},
+        "models": [{"name": m.name, "path": f"{m.name}.onnx"} for m in models],
+        "runtimes": [recipe.runtime],
+        "threads": [recipe.threads],
+        "repeats": repeats,
+        "stopping": {
+            "warmup_min": 3,
+            "samples_min": min(20, measuring.samples_max),
+            "samples_max": measuring.samples_max,
+            "max_seconds": measuring.max_seconds,
+        },
+        "timeout_s": measuring.timeout_s,
+    }
+    # The campaign file goes last: where it stands, everything it names stands too.
+    write_json(folder / "models.json", {"campaign_id": campaign_id, "models": facts})
+    write_text(folder / "campaign.yaml", yaml.safe_dump(campaign, sort_keys=False))
+    return load_proposal(work, stage)
+
+
+def has_proposal(work: WorkFolder, stage: str) -> bool:
+    """Whether the proposal was written whole."""
+    return (work.proposal(stage) / "campaign.yaml").exists()
+
+
+def load_proposal(work: WorkFolder, stage: str) -> Proposal:
+    """What ``propose`` wrote. Raises CompilerError naming the file."""
+    folder = work.proposal(stage)
+    document = read_json(folder / "models.json")
+    return Proposal(
+        stage, str(document["campaign_id"]), folder / "campaign.yaml", dict(document["models"])
+    )

@@ -1,0 +1,278 @@
+"""The command: parse, call one function, print.
+
+Input: argv. Output: an exit status: 0 done, 1 a check failed, 2 usage, 3 some boards failed.
+Imports of torch and the exporters wait until a verb needs them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compiler.errors import CompilerError
+from fleetcut import __version__, verbs
+from fleetcut.console import Console
+from harness.errors import BoardError, DocumentError, HarnessError
+
+Handler = Callable[[Console, argparse.Namespace], int]
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Errors end in one line on stderr; Ctrl-C leaves nothing running."""
+    arguments = _parser().parse_args(argv)
+    console = Console(json_mode=getattr(arguments, "json", False))
+    handler: Handler = arguments.handler
+    try:
+        return handler(console, arguments)
+    except DocumentError as error:
+        console.error(str(error))
+        return verbs.USAGE
+    except BoardError as error:
+        console.error(str(error))
+        return verbs.BOARDS_FAILED
+    except (HarnessError, CompilerError) as error:
+        console.error(str(error))
+        return verbs.CHECK_FAILED
+    except KeyboardInterrupt:
+        console.error("interrupted; nothing is left running. The same command goes on from here")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (| head): not an error of ours.
+        sys.stderr.close()
+        return verbs.DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fleetcut",
+        description="Measure neural networks on a rack of edge boards; prune and compile them "
+        "for the whole fleet; prove them on the boards.",
+        epilog="From nothing to a report: fleetcut demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fleetcut {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
+    _add_demo(subparsers)
+    _add_rack(subparsers)
+    _add_boards(subparsers)
+    _add_records(subparsers)
+    _add_compile(subparsers)
+    _add_ship(subparsers)
+    return parser
+
+
+Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _verb(
+    subparsers: Subparsers, name: str, summary: str, example: str, handler: Handler
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"Example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON on stdout")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _inventory(parser: argparse.ArgumentParser, default: str | None = "inventory.yaml") -> None:
+    parser.add_argument(
+        "--inventory", type=Path, default=Path(default) if default else None, metavar="FILE",
+        help=f"the rack (default: {default})",
+    )  # fmt: skip
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", type=Path, default=Path(".fleetcut/fleetcut.db"), metavar="FILE",
+        help="database of records (default: .fleetcut/fleetcut.db)",
+    )  # fmt: skip
+
+
+def _boards(parser: argparse.ArgumentParser, how: str = "BOARD") -> None:
+    parser.add_argument("boards", nargs="*", metavar=how, help="board ids (default: all)")
+
+
+def _add_demo(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.demo import demo
+
+        return demo(console, a.out, seed=a.seed)
+
+    parser = _verb(
+        subparsers,
+        "demo",
+        "run the whole way on an embedded, simulated rack: measure, prune, deploy, verify, report",
+        "fleetcut demo --out demo-out",
+        handler,
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_rack(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut import rack
+
+        return rack.ACTIONS[a.action](console, a.folder, a.seed)
+
+    parser = _verb(
+        subparsers,
+        "rack",
+        "start, show or end the embedded rack of simulated boards",
+        "fleetcut rack up && fleetcut check --inventory rack/inventory.yaml",
+        handler,
+    )
+    parser.add_argument("action", choices=("up", "status", "down"))
+    parser.add_argument("--folder", type=Path, default=Path("rack"), help="where the rack lives")
+    parser.add_argument("--seed", type=int, default=0, help="which board gets which behaviour")
+
+
+def _add_boards(subparsers: Subparsers) -> None:
+    parser = _verb(
+        subparsers,
+        "check",
+        "say per board what works and what to do about what does not",
+        "fleetcut check pi4-01",
+        lambda console, a: verbs.check(console, a.inventory, a.boards or None),
+    )
+    _inventory(parser)
+    _boards(parser)
+    parser = _verb(
+        subparsers,
+        "trust",
+        "show a board's host key and write it into the inventory once you agree",
+        "fleetcut trust pi4-01",
+        lambda console, a: verbs.trust(console, a.inventory, a.board, yes=a.yes),
+    )
+    _inventory(parser)
+    parser.add_argument("board", metavar="BOARD")
+    parser.add_argument("--yes", action="store_true", help="agree without being asked")
+    parser = _verb(
+        subparsers,
+        "probe",
+        "print what each board is: chip, clocks, memory, runtimes",
+        "fleetcut probe --json > profiles.json",
+        lambda console, a: verbs.probe(console, a.inventory, a.boards or None),
+    )
+    _inventory(parser)
+    _boards(parser)
+
+
+def _add_records(subparsers: Subparsers) -> None:
+    parser = _verb(
+        subparsers,
+        "measure",
+        "measure a campaign on its boards; runs that are stored already are skipped",
+        "fleetcut measure campaign.yaml",
+        lambda console, a: verbs.measure(console, a.inventory, a.campaign, a.store),
+    )
+    _inventory(parser)
+    _store(parser)
+    parser.add_argument("campaign", type=Path, metavar="CAMPAIGN", help="campaign.yaml")
+    parser = _verb(
+        subparsers,
+        "results",
+        "list measured runs, the newest last",
+        "fleetcut results --campaign nightly --limit 20",
+        lambda console, a: verbs.results(console, a.store, a.campaign, a.board, a.limit),
+    )
+    _store(parser)
+    parser.add_argument("--campaign", action="append", metavar="ID")
+    parser.add_argument("--board", action="append", metavar="BOARD")
+    parser.add_argument("--limit", type=int, default=50)
+    parser = _verb(
+        subparsers,
+        "export",
+        "write measured runs as a dataset folder (Parquet and its provenance)",
+        "fleetcut export --out dataset --campaign nightly",
+        lambda console, a: verbs.export(
+            console, a.store, a.out, a.campaign, include_invalid=a.include_invalid
+        ),
+    )
+    _store(parser)
+    parser.add_argument("--out", type=Path, default=Path("dataset"), metavar="FOLDER")
+    parser.add_argument("--campaign", action="append", metavar="ID")
+    parser.add_argument(
+        "--include-invalid", action="store_true", help="also runs not to be trusted"
+    )
+
+
+def _add_compile(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.compiling import compile_recipe
+
+        return compile_recipe(console, a.recipe, a.dataset, a.work, a.inventory)
+
+    parser = _verb(
+        subparsers,
+        "compile",
+        "cluster, fit surrogates, prune for the fleet and emit binaries; offline. Where "
+        "measurements are missing it writes the campaign to measure next and says so",
+        "fleetcut compile recipe.yaml --dataset dataset --work build",
+        handler,
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
+    parser.add_argument("--dataset", type=Path, default=None, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, default=Path("build"), metavar="FOLDER")
+    _inventory(parser)
+
+
+def _add_ship(subparsers: Subparsers) -> None:
+    def verify(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.compiling import clusters_of_artifact
+
+        clusters = clusters_of_artifact(a.artifacts[0])
+        return verbs.verify(console, a.inventory, a.store, a.artifacts, a.board, clusters)
+
+    def report(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.reporting import report as write
+
+        return write(console, a.work, a.store, a.inventory, a.out)
+
+    parser = _verb(
+        subparsers,
+        "deploy",
+        "put artifacts on boards: pushed by hash, checked there, switched at once",
+        "fleetcut deploy build/artifacts/3f2a… --board pi4-01",
+        lambda console, a: verbs.deploy(console, a.inventory, a.artifacts, a.board),
+    )
+    _inventory(parser)
+    _artifacts(parser)
+    parser = _verb(
+        subparsers,
+        "verify",
+        "prove deployed artifacts on boards: golden output and latency; release or refuse them",
+        "fleetcut verify build/artifacts/* --board pi4-01",
+        verify,
+    )
+    _inventory(parser)
+    _store(parser)
+    _artifacts(parser)
+    parser = _verb(
+        subparsers,
+        "report",
+        "write one self-contained HTML page and report.json of a compiled fleet",
+        "fleetcut report --work build --out report",
+        report,
+    )
+    _inventory(parser)
+    _store(parser)
+    parser.add_argument("--work", type=Path, default=Path("build"), metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
+
+
+def _artifacts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="its folder")
+    parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The compiler from the command line: read the recipe, run the stages, say what is next.
+
+Input: recipe.yaml, a dataset folder. Output: an exit status; proposals and artifacts on disk.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from compiler.clusters import DeviceClusters
+from compiler.compile import Compiled, compile_fleet
+from compiler.recipe import Recipe
+from fleetcut.console import Console, Step
+from fleetcut.verbs import DONE
+from harness.documents import read_document
+
+
+class StageSteps(AbstractContextManager["StageSteps"]):
+    """The compiler's one stream of progress as one bar a stage; the last is ended on exit."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stack = ExitStack()
+        self._title: str | None = None
+        self._step: Step | None = None
+
+    def __call__(self, title: str, done: int, total: int, last: str) -> None:
+        if title != self._title or self._step is None:
+            self._stack.close()
+            self._title = title
+            self._step = self._stack.enter_context(self._console.steps(title))
+        self._step(done, total, last)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def compile_recipe(
+    console: Console, recipe_path: Path, dataset: Path | None, work: Path, inventory: Path
+) -> int:
+    """The verb. With measurements missing it ends well, and names the campaign to measure."""
+    recipe = read_document(recipe_path, Recipe)
+    with StageSteps(console) as observe:
+        outcome = compile_fleet(recipe, dataset, work, observe)
+    if isinstance(outcome, Compiled):
+        for note in outcome.notes:
+            console.error(note)
+        for folder in outcome.artifacts:
+            console.line(f"artifact {folder}")
+        console.answer(
+            {
+                "state": "compiled",
+                "artifacts": [str(folder) for folder in outcome.artifacts],
+                "final_campaign": str(outcome.final.campaign_path),
+                "notes": list(outcome.notes),
+            }
+        )
+        console.next(f"fleetcut deploy {work}/artifacts/* --inventory {inventory}")
+        return DONE
+    console.line(f"Compiling goes on once the {outcome.stage} are measured.")
+    console.answer(
+        {
+            "state": "needs measurements",
+            "stage": outcome.stage,
+            "campaign": str(outcome.campaign_path),
+            "campaign_id": outcome.campaign_id,
+        }
+    )
+    console.next(
+        f"fleetcut measure {outcome.campaign_path} --inventory {inventory}, then fleetcut export "
+        f"--out {dataset or 'dataset'}, then fleetcut compile {recipe_path} "
+        f"--dataset {dataset or 'dataset'} --work {work}"
+    )
+    return DONE
+
+
+def clusters_of_artifact(folder: Path) -> dict[str, str]:
+    """board_id → cluster, from the work folder that the artifact lies in; empty elsewhere."""
+    path = folder.absolute().parent.parent / "clusters.json"
+    if not path.exists():
+        return {}
+    clusters = DeviceClusters.from_json(path.read_text(encoding="utf-8"))
+    return dict(zip(clusters.board_ids_, clusters.labels_.tolist(), strict=True))

@@ -1,0 +1,110 @@
+"""Measure → compile → deploy → verify → report, stage by stage, resumable.
+
+Input: a recipe and an inventory. Output: a work folder with released artifacts and the report.
+The compiler proposes what to measure; the proposal goes to the harness as a campaign, on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.clusters import DeviceClusters
+from compiler.compile import Compiled, compile_fleet
+from compiler.proposals import Proposal
+from compiler.recipe import Recipe
+from device_agents.contract import StoppingRule
+from fleetcut import verbs
+from fleetcut.compiling import StageSteps
+from fleetcut.console import Console
+from harness.campaign import load_campaign
+from harness.deploy import load_artifact
+from harness.errors import HarnessError
+from harness.executor import BoardOutcome, Work
+from harness.export import export
+from harness.inventory import Inventory
+from harness.store import Store
+
+PROOF_STOPPING = StoppingRule(samples_min=30, samples_max=100, max_seconds=3.0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the whole way left behind. refused: artifacts that must not ship."""
+
+    compiled: Compiled
+    refused: tuple[str, ...]
+
+
+def run(
+    console: Console, recipe: Recipe, inventory: Inventory, store: Store, work: Path
+) -> Finished:
+    """From boards to proven artifacts. Raises HarnessError or CompilerError; run again to go on."""
+    dataset = work / "dataset"
+    measured: list[str] = []
+    while True:
+        with StageSteps(console) as observe:
+            outcome = compile_fleet(recipe, dataset, work, observe)
+        if isinstance(outcome, Compiled):
+            break
+        _measure(console, store, inventory, outcome)
+        measured.append(outcome.campaign_id)
+        _export(store, work, dataset)
+    for note in outcome.notes:
+        console.error(note)
+    _measure(console, store, inventory, outcome.final)
+    refused = _prove(console, store, inventory, outcome)
+    return Finished(outcome, refused)
+
+
+def _measure(console: Console, store: Store, inventory: Inventory, proposal: Proposal) -> None:
+    campaign = load_campaign(proposal.campaign_path, inventory)
+    work = Work(
+        campaign.campaign_id,
+        campaign.boards,
+        campaign.specs,
+        campaign.blobs(),
+        campaign.model_names(),
+    )
+    title = f"measure {proposal.stage} ({len(campaign.specs)} runs, {len(campaign.boards)} boards)"
+    outcomes = verbs.run_work(console, store, work, title)
+    _refuse_failures(outcomes)
+
+
+def _refuse_failures(outcomes: Sequence[BoardOutcome]) -> None:
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            raise outcome.failure
+
+
+def _export(store: Store, work: Path, dataset: Path) -> None:
+    """Everything proposed so far, and nothing that others measured into the same store."""
+    campaigns = []
+    for stage in ("anchors", "samples"):
+        path = work / "proposals" / stage / "models.json"
+        if path.exists():
+            from compiler.work import read_json
+
+            campaigns.append(str(read_json(path)["campaign_id"]))
+    export(store, dataset, campaigns)
+
+
+def _prove(
+    console: Console, store: Store, inventory: Inventory, compiled: Compiled
+) -> tuple[str, ...]:
+    """Deploy to the representative of each cluster, run there, release or refuse."""
+    clusters = DeviceClusters.from_json(
+        (compiled.folder / "clusters.json").read_text(encoding="utf-8")
+    )
+    cluster_of = {board: label for label, board in clusters.representatives_.items()}
+    boards = inventory.select(sorted(cluster_of))
+    artifacts = tuple(load_artifact(folder) for folder in compiled.artifacts)
+    failures = verbs.deploy_all(console, artifacts, boards)
+    if failures:
+        raise HarnessError("; ".join(failures.values()))
+    campaign_id = f"{compiled.final.campaign_id.removesuffix('-final')}-verify"
+    releases = verbs.verify_all(
+        console, store, artifacts, boards, cluster_of, campaign_id, PROOF_STOPPING
+    )
+    return tuple(r.artifact_id for r in releases if r.state != "released")

@@ -1,0 +1,38 @@
+"""A rack of real SSH boards on loopback for the harness's tests; simulated, and no root needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.inventory import Board, Inventory, load_inventory
+from harness.virtual import rack
+from harness.virtual.spec import uniform_rack
+
+
+@pytest.fixture(scope="session")
+def two_boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a rack of two equal boards."""
+    folder = tmp_path_factory.mktemp("two")
+    rack.up(folder, uniform_rack(2))
+    yield folder
+    rack.down(folder)
+
+
+@pytest.fixture
+def inventory(two_boards: Path) -> Inventory:
+    return load_inventory(two_boards / "inventory.yaml")
+
+
+@pytest.fixture
+def board(inventory: Inventory) -> Board:
+    return inventory.boards[0]
+
+
+@pytest.fixture
+def stranger(board: Board) -> Board:
+    """The same board under a host key that nobody agreed to."""
+    return replace(board, host_key_sha256="SHA256:" + "A" * 43)
