@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Debian packages that the full suite needs. As root on Debian they are installed; elsewhere this
+# says which are missing, and the tests that need them are skipped by name.
+set -euo pipefail
+packages=(openssh-server openssh-client g++)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
+    missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+  echo "not installed (needs root on Debian): ${missing[*]}; tests that need them are skipped"
+  exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
