@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 
-UNKNOWN = "–"
+UNKNOWN = "\u2013"  # a dash: not measured
+MINUS, TIMES = "\u2212", "\u00d7"
 NARROW = "\u202f"  # a narrow space that does not break, between number and unit
+Natural = tuple[tuple[int, int, str], ...]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def digits(value: float | None, significant: int = 3) -> str:
-    """The value with so many significant digits, never in exponent form."""
+    """The value with so many significant digits, more before the point, none in exponent form."""
     if value is None:
         return UNKNOWN
     if value == 0:
         return "0"
-    decimals = significant - 1 - math.floor(math.log10(abs(value)))
+    decimals = max(significant - 1 - math.floor(math.log10(abs(value))), 0)
     # Rounding first: 9.996 is 10.0 with three digits, not 10.00.
     rounded = round(value, decimals)
     if rounded:
         decimals = significant - 1 - math.floor(math.log10(abs(rounded)))
     text = f"{rounded:,.{max(decimals, 0)}f}".replace(",", NARROW)
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 def ms(value: float | None) -> str:
@@ -56,7 +59,12 @@ def deviation(predicted: float | None, measured: float | None) -> str:
 
 
 def times(factor: float | None) -> str:
-    return UNKNOWN if factor is None else f"{digits(factor, 2 if factor >= 1 else 3)}×"
+    return UNKNOWN if factor is None else f"{digits(factor, 2)}{TIMES}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio near one, where the second decimal tells boards apart."""
+    return UNKNOWN if value is None else f"{value:.2f}{TIMES}"
 
 
 def count(value: int | None) -> str:
@@ -69,13 +77,13 @@ def size(size_bytes: int | None) -> str:
 
 
 def error(value: float | None) -> str:
-    """A small error: 1.2 × 10⁻⁶."""
+    """A small error, as a mantissa and a power of ten below a thousandth."""
     if value is None:
         return UNKNOWN
     if value == 0 or 0.001 <= value < 1000:
         return digits(value, 2)
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}{NARROW}×{NARROW}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}{NARROW}{TIMES}{NARROW}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def duration(seconds: float) -> str:
@@ -87,11 +95,19 @@ def duration(seconds: float) -> str:
     return " ".join(f"{n}{NARROW}{unit}" for n, unit in parts if n)
 
 
+def moment(iso: str) -> str:
+    """An ISO 8601 time to the second, or the text itself where it is none."""
+    try:
+        return datetime.fromisoformat(iso).isoformat(" ", "seconds").replace("+00:00", " UTC")
+    except ValueError:
+        return iso
+
+
 def plural(n: int, noun: str) -> str:
     return f"{n:,}".replace(",", NARROW) + f" {noun}{'' if n == 1 else 's'}"
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+def natural(text: str) -> Natural:
     """A sorting key that puts board-2 before board-10."""
     parts = re.findall(r"([0-9]+)|([^0-9]+)", text)
     return tuple((0, int(n), "") if n else (1, 0, word) for n, word in parts)
@@ -99,7 +115,7 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
 
 def _signed(value: float) -> str:
     text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
 def _scaled(value: int, from_value: int, units: tuple[str, ...]) -> str:

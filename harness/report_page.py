@@ -16,9 +16,10 @@ from markupsafe import Markup
 
 from harness import report_numbers as numbers
 from harness.report_plots import Plots, cluster_name
-from harness.report_schema import BoardReport, Network, Report, Timeline
-from harness.report_svg import Look, cluster_looks
+from harness.report_schema import BoardLatency, BoardReport, Network, Report, Timeline
+from harness.report_svg import VARIABLES, Look, cluster_looks
 
+ARROW = "\u00a0→\u00a0"
 MANY = 24  # above this, tables are folded and plots show the representatives
 _GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
 
@@ -34,12 +35,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ClusterRow:
-    """One cluster in the table. planted: how many of its boards were planted in each group."""
+    """One cluster in the table. planted: "2 throttling", most frequent first."""
 
     name: str | None
     boards: tuple[BoardReport, ...]
     representatives: tuple[str, ...]
-    planted: tuple[int, ...]
+    planted: tuple[str, ...]
     anchor_ratio: float | None
 
 
@@ -49,7 +50,7 @@ class NetworkSection:
 
     network: Network
     drawings: tuple[Drawing, ...]
-    rows: tuple[tuple[BoardReport, object], ...]
+    rows: tuple[tuple[BoardReport, BoardLatency], ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Page:
     limited: str
     many: bool
     clusters: tuple[ClusterRow, ...]
-    planted_names: tuple[str, ...]
+    planted: bool
     planted_verdict: str
     fleet: tuple[Drawing, ...]
     boards: tuple[BoardReport, ...]
@@ -81,7 +82,7 @@ def render_page(report: Report) -> str:
     looks = cluster_looks(_cluster_names(report))
     for name in ("count", "deviation", "digits", "duration", "error", "interval", "ms"):
         environment.filters[name] = getattr(numbers, name)
-    for name in ("percent", "plural", "points", "size", "times"):
+    for name in ("moment", "percent", "plural", "points", "ratio", "size", "times"):
         environment.filters[name] = getattr(numbers, name)
     environment.filters["cluster"] = lambda name: _cluster_label(name, looks)
     template = environment.get_template("report.html.j2")
@@ -93,16 +94,14 @@ def build_page(report: Report, looks: dict[str | None, Look]) -> Page:
     plots = Plots(looks, report.simulated)
     boards = tuple(sorted(report.boards, key=_board_order))
     shown, limited = _plotted(boards)
-    names = sorted({b.planted for b in boards if b.planted is not None}, key=numbers.natural)
-    clusters = _cluster_rows(boards, names)
     return Page(
         verdict=verdict(report),
         tiles=_tiles(report),
         limited=limited,
         many=len(boards) > MANY,
-        clusters=clusters,
-        planted_names=tuple(names),
-        planted_verdict=_planted_verdict(clusters, names),
+        clusters=_cluster_rows(boards),
+        planted=any(b.planted is not None for b in boards),
+        planted_verdict=_planted_verdict(boards),
         fleet=_fleet_drawings(plots, boards),
         boards=boards,
         networks=tuple(_network_section(plots, n, boards, shown) for n in report.networks),
@@ -116,7 +115,7 @@ def verdict(report: Report) -> str:
     parts = []
     if s.dense_mean_ms is not None and s.pruned_mean_ms is not None:
         dense = numbers.digits(s.dense_mean_ms)
-        parts.append(f"Fleet mean {dense} → {numbers.ms(s.pruned_mean_ms)}")
+        parts.append(f"Fleet mean {dense}{ARROW}{numbers.ms(s.pruned_mean_ms)}")
     elif s.dense_mean_ms is not None:
         parts.append(f"Fleet mean {numbers.ms(s.dense_mean_ms)} before pruning")
     if s.speedup is not None:
@@ -124,7 +123,7 @@ def verdict(report: Report) -> str:
         parts.append(f"{numbers.times(s.speedup)} faster" if s.speedup >= 1 else slower)
     if s.accuracy_dense is not None and s.accuracy_pruned is not None:
         dense, pruned = numbers.percent(s.accuracy_dense), numbers.percent(s.accuracy_pruned)
-        parts.append(f"accuracy {dense} → {pruned}")
+        parts.append(f"accuracy {dense}{ARROW}{pruned}")
     text = ", ".join(parts) or "No latency of the fleet was measured"
     return text[0].upper() + text[1:]
 
@@ -166,34 +165,38 @@ def _plotted(boards: Sequence[BoardReport]) -> tuple[tuple[BoardReport, ...], st
     )
 
 
-def _cluster_rows(boards: Sequence[BoardReport], planted: Sequence[str]) -> tuple[ClusterRow, ...]:
+def _cluster_rows(boards: Sequence[BoardReport]) -> tuple[ClusterRow, ...]:
     rows = []
     for name in dict.fromkeys(b.cluster for b in boards):
         members = tuple(b for b in boards if b.cluster == name)
         ratios = [b.anchor_ratio for b in members if b.anchor_ratio is not None]
-        counts = Counter(b.planted for b in members)
-        representatives = tuple(b.board_id for b in members if b.representative)
-        median = statistics.median(ratios) if ratios else None
-        rows.append(
-            ClusterRow(name, members, representatives, tuple(counts[p] for p in planted), median)
+        planted = Counter(b.planted for b in members if b.planted is not None)
+        row = ClusterRow(
+            name=name,
+            boards=members,
+            representatives=tuple(b.board_id for b in members if b.representative),
+            planted=tuple(f"{n} {group}" for group, n in planted.most_common()),
+            anchor_ratio=statistics.median(ratios) if ratios else None,
         )
+        rows.append(row)
     return tuple(rows)
 
 
-def _planted_verdict(clusters: Sequence[ClusterRow], planted: Sequence[str]) -> str:
+def _planted_verdict(boards: Sequence[BoardReport]) -> str:
     """Whether the clusters are the groups that were planted, as a sentence."""
-    if not planted:
+    pairs = Counter((b.cluster, b.planted) for b in boards if b.planted is not None)
+    if not pairs:
         return ""
-    total = sum(sum(row.planted) for row in clusters)
-    # A planted group counts for the cluster that holds most of it, and each cluster for one group.
-    alike = sum(max(row.planted) for row in clusters)
-    one_to_one = all(sum(row.planted[i] > 0 for row in clusters) == 1 for i in range(len(planted)))
-    if alike == total and one_to_one:
+    found = {cluster for cluster, _ in pairs}
+    planted = {group for _, group in pairs}
+    if len(pairs) == len(found) == len(planted):
         return "Found as planted: every cluster is exactly one planted group."
-    if alike == total:
+    if len(pairs) == len(found):
         return "Finer than planted: a planted group was split over several clusters."
-    apart = numbers.plural(total - alike, "board")
-    return f"Not as planted: {apart} stand in a cluster led by another group."
+    # A cluster stands for the planted group that most of its boards come from.
+    led = sum(max(n for (c, _), n in pairs.items() if c == cluster) for cluster in found)
+    apart = numbers.plural(pairs.total() - led, "board")
+    return f"Not as planted: {apart} in a cluster led by another planted group."
 
 
 def _fleet_drawings(plots: Plots, boards: Sequence[BoardReport]) -> tuple[Drawing, ...]:
@@ -218,21 +221,21 @@ def _network_section(
             "interval; upright bar: the surrogate's prediction for the pruned network.",
         ),
         (
+            plots.convergence(network),
+            "Search",
+            "Lowest predicted mean latency over the fleet against candidates evaluated; uniform "
+            "widths are the baseline of equal accuracy proxy.",
+        ),
+        (
             plots.predicted_measured(network),
             "Predicted against measured, held out",
-            "Measurements that no surrogate was fitted on, with its interval. "
+            "Each mark is a measurement its surrogate was not fitted on; bars: its interval. "
             + _held_out(network),
         ),
         (
             plots.widths(network),
             "Width of each group of channels",
             "Outline: the dense network; filled: what the search kept.",
-        ),
-        (
-            plots.convergence(network),
-            "Search",
-            "Lowest predicted mean latency over the fleet against candidates evaluated; uniform "
-            "widths are the baseline of equal accuracy proxy.",
         ),
     )
     drawings = (Drawing(Markup(s), t, c) for s, t, c in candidates if s is not None)  # noqa: S704
@@ -242,24 +245,19 @@ def _network_section(
 
 def _held_out(network: Network) -> str:
     parts = [
-        f"{cluster_name(fit.cluster)} {numbers.percent(fit.heldout_mape)} of {fit.n_heldout}"
+        f"{cluster_name(fit.cluster)} {numbers.percent(fit.heldout_mape)} (n = {fit.n_heldout})"
         for fit in network.surrogates
     ]
-    return f"Mean absolute error: {', '.join(parts)}." if parts else ""
+    return f"Mean absolute percentage error: {', '.join(parts)}." if parts else ""
 
 
 def _timeline_drawings(
     plots: Plots, timelines: Sequence[Timeline], shown: set[str]
 ) -> tuple[Drawing, ...]:
     chosen = [t for t in timelines if t.board_id in shown]
-    times = [p.t_s for t in chosen for p in (*t.states, *t.latencies)]
-    end_s = max(times, default=0.0)
-    drawings = []
-    for timeline in sorted(chosen, key=lambda t: numbers.natural(t.board_id)):
-        svg = plots.timeline(timeline, end_s)
-        if svg is not None:
-            drawings.append(Drawing(Markup(svg), timeline.board_id, ""))  # noqa: S704
-    return tuple(drawings)
+    chosen.sort(key=lambda t: numbers.natural(t.board_id))
+    drawn = plots.timelines(chosen)
+    return tuple(Drawing(Markup(svg), board_id, "") for board_id, svg in drawn)  # noqa: S704
 
 
 def _cluster_names(report: Report) -> list[str]:
@@ -269,7 +267,7 @@ def _cluster_names(report: Report) -> list[str]:
     return sorted((n for n in names if n is not None), key=numbers.natural)
 
 
-def _board_order(board: BoardReport) -> tuple[object, ...]:
+def _board_order(board: BoardReport) -> tuple[bool, numbers.Natural, numbers.Natural]:
     known = board.cluster is not None
     return (not known, numbers.natural(board.cluster or ""), numbers.natural(board.board_id))
 
@@ -278,5 +276,5 @@ def _cluster_label(name: str | None, looks: dict[str | None, Look]) -> Markup:
     if name is None:
         return Markup('<span class="none">none</span>')
     look = looks[name]
-    mark = Markup('<span class="mark" style="color:{}" aria-hidden="true">{}</span> ')
-    return mark.format(look.colour, _GLYPHS[look.marker]) + name
+    mark = Markup('<span class="mark" style="color:var({})" aria-hidden="true">{}</span> ')
+    return mark.format(VARIABLES[look.colour], _GLYPHS[look.marker]) + name

@@ -33,6 +33,7 @@ from harness.report_svg import (
     shorten,
 )
 
+SMALL_WIDTH_PT = 350.0
 RASTER_POINTS = 800  # above this a cloud is one embedded picture instead of so many elements
 
 
@@ -66,8 +67,8 @@ class Plots:
                     markeredgecolor=edge,
                     markersize=8 if by_board else 6,
                 )
-            axes.set_xlabel("latency relative to the fleet's median board (1 = median)")
-            legend(figure, self._cluster_keys([b.cluster for b in known]), columns=4)
+            axes.set_xlabel("latency relative to the fleet's median board")
+            legend(figure, self._cluster_keys([b.cluster for b in known]))
             return inline_svg(figure, "anchors", self.simulated)
 
     def dumbbells(self, boards: Sequence[BoardReport], network: Network) -> str | None:
@@ -95,7 +96,7 @@ class Plots:
                 key("predicted", "|", INK),
                 key("fleet mean", "", MUTED, line=DOTTED),
             ]
-            legend(figure, keys + self._cluster_keys([b.cluster for b, _ in rows]), columns=4)
+            legend(figure, keys + self._cluster_keys([b.cluster for b, _ in rows]))
             return inline_svg(figure, f"dumbbells {network.name}", self.simulated)
 
     def predicted_measured(self, network: Network) -> str | None:
@@ -106,7 +107,7 @@ class Plots:
         values = [v for p in points for v in (p.measured_ms, p.predicted_ms)]
         low, high = min(values) / 1.08, max(values) * 1.08
         with drawing():
-            figure, (axes,) = new_figure(WIDTH_PT * 0.8)
+            figure, (axes,) = new_figure(WIDTH_PT * 0.86)
             axes.axline((low, low), (high, high), color=MUTED, linewidth=1, linestyle=DASHED)
             for fit in network.surrogates:
                 _cloud(axes, fit, self._look(fit.cluster), len(points) > RASTER_POINTS)
@@ -116,7 +117,7 @@ class Plots:
             axes.set(xlabel="measured, ms", ylabel="predicted, ms")
             axes.grid(visible=True)
             keys = self._cluster_keys([fit.cluster for fit in network.surrogates])
-            legend(figure, [*keys, key("exact", "", MUTED, line=DASHED)], columns=4)
+            legend(figure, [*keys, key("exact", "", MUTED, line=DASHED)])
             return inline_svg(figure, f"predicted {network.name}", self.simulated)
 
     def widths(self, network: Network) -> str | None:
@@ -136,7 +137,7 @@ class Plots:
             axes.set_xlim(0, 1.2 * max(g.dense_width for g in network.groups))
             axes.set_xlabel("channels")
             keys = [key("dense", "s", MUTED, fill="none"), key("kept", "s", COLOURS[0])]
-            legend(figure, keys, columns=2)
+            legend(figure, keys)
             return inline_svg(figure, f"widths {network.name}", self.simulated)
 
     def convergence(self, network: Network) -> str | None:
@@ -145,7 +146,7 @@ class Plots:
         if not history:
             return None
         with drawing():
-            figure, (axes,) = new_figure(WIDTH_PT * 0.6)
+            figure, (axes,) = new_figure(WIDTH_PT * 0.62)
             evaluations = [p.evaluations for p in history]
             best_ms = [p.best_ms for p in history]
             mark = "o" if len(history) == 1 else ""
@@ -161,28 +162,51 @@ class Plots:
                     keys.append(key(label, "", colour, line=line))
             axes.grid(axis="y")
             axes.set(xlabel="candidates evaluated", ylabel="fleet mean, ms")
-            legend(figure, keys, columns=3)
+            legend(figure, keys)
             return inline_svg(figure, f"search {network.name}", self.simulated)
 
-    def timeline(self, timeline: Timeline, end_s: float) -> str | None:
-        """Latency, temperature, clock and battery of one board. end_s: where time's axis ends."""
-        panels = [panel for panel in _panels(timeline) if panel.series]
-        if not panels:
-            return None
+    def timelines(self, timelines: Sequence[Timeline]) -> list[tuple[str, str]]:
+        """(board_id, svg) for each board with a reading, on the same axes to be compared."""
+        boards = [(t.board_id, [p for p in _panels(t) if p.series]) for t in timelines]
+        spans: dict[str, tuple[float, float]] = {}
+        end_s = 1e-3
+        for panel in (panel for _, panels in boards for panel in panels):
+            points = [point for series in panel.series for point in series.points]
+            end_s = max(end_s, *(t_s for t_s, _ in points))
+            values = [value for _, value in points]
+            low, high = spans.get(panel.title, (values[0], values[0]))
+            spans[panel.title] = (min(low, *values), max(high, *values))
+        return [
+            (board_id, self._timeline(board_id, panels, spans, end_s))
+            for board_id, panels in boards
+            if panels
+        ]
+
+    def _timeline(
+        self,
+        board_id: str,
+        panels: Sequence[Panel],
+        spans: Mapping[str, tuple[float, float]],
+        end_s: float,
+    ) -> str:
         scale, unit = (60.0, "min") if end_s > 180 else (1.0, "s")
         with drawing():
-            figure, rows = new_figure(40 + 84.0 * len(panels), len(panels))
+            figure, rows = new_figure(44 + 78.0 * len(panels), len(panels), SMALL_WIDTH_PT)
             for axes, panel in zip(rows, panels, strict=True):
                 for series in panel.series:
                     _draw(axes, series, scale)
+                low, high = spans[panel.title]
+                margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+                axes.set_ylim(0 if panel.from_zero else low - margin, high + margin)
                 axes.set_title(panel.title, loc="left", size=10.5, color=INK, pad=4)
-                axes.yaxis.set_major_locator(MaxNLocator(4))
+                axes.yaxis.set_major_locator(MaxNLocator(3))
                 axes.grid(axis="y")
                 if len(panel.series) > 1:
-                    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False)
-            rows[-1].set_xlim(0, max(end_s / scale, 1e-3))
+                    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.96), ncols=2, frameon=False)
+            rows[-1].set_xlim(0, end_s / scale)
+            rows[-1].tick_params(axis="x", pad=6)
             rows[-1].set_xlabel(f"time since the campaign began, {unit}")
-            return inline_svg(figure, f"timeline {timeline.board_id}", self.simulated)
+            return inline_svg(figure, f"timeline {board_id}", self.simulated)
 
     def _look(self, cluster: str | None) -> Look:
         return self.looks.get(cluster, self.looks[None])
@@ -208,6 +232,7 @@ class Panel(NamedTuple):
 
     title: str
     series: list[Series]
+    from_zero: bool = False
 
 
 def cluster_name(cluster: str | None) -> str:
@@ -240,7 +265,7 @@ def _panels(timeline: Timeline) -> list[Panel]:
             "latency ÷ the model's median", [Series("", relative, COLOURS[0], ".")][: len(relative)]
         ),
         Panel("temperature, °C", observed("", "temp_c", COLOURS[4])),
-        Panel("clock, MHz", clock),
+        Panel("clock, MHz", clock, from_zero=True),
         Panel("battery, %", observed("", "battery_pct", COLOURS[3])),
     ]
 

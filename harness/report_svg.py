@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-WIDTH_PT = 460.0
+WIDTH_PT = 400.0
 LABEL_CHARS = 20
 RASTER_DPI = 150
 
@@ -29,7 +28,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 UNKNOWN = ("#8a929c", "X")
 # Drawn in these, then handed to the page's CSS variables, so that plots turn dark with the page.
 INK, MUTED, LINE, CARD = "#1b1f24", "#59626d", "#d8dde3", "#fefefe"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", CARD: "--card"}
+VARIABLES = {
+    **{INK: "--ink", MUTED: "--muted", LINE: "--line", CARD: "--card"},
+    **{colour: f"--c{i}" for i, colour in enumerate(COLOURS)},
+}
 DASHED, DOTTED = (0, (5, 3)), (0, (1, 1.6))
 
 _STYLE = {
@@ -81,9 +83,11 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(height_pt: float, rows: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of the page's width and its axes, one below the other, x shared."""
-    figure = Figure(figsize=(WIDTH_PT / 72, height_pt / 72), layout="constrained")
+def new_figure(
+    height_pt: float, rows: int = 1, width_pt: float = WIDTH_PT
+) -> tuple[Any, list[Any]]:
+    """A figure and its axes, one below the other, x shared. The page scales it to its column."""
+    figure = Figure(figsize=(width_pt / 72, height_pt / 72), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, [row[0] for row in axes]
 
@@ -122,12 +126,14 @@ def key(
     )
 
 
-def legend(figure: Any, keys: Sequence[Any], columns: int) -> None:
-    """The legend above the plot, clear of the data."""
+def legend(figure: Any, keys: Sequence[Any]) -> None:
+    """The legend above the plot, clear of the data, in as many columns as there is room for."""
+    longest = max(len(entry.get_label()) for entry in keys)
+    columns = max(1, min(4, 66 // (longest + 7)))  # 66 letters fit the width
     figure.legend(
         handles=list(keys),
         loc="outside upper left",
-        ncols=min(columns, max(len(keys), 1)),
+        ncols=min(columns, len(keys)),
         frameon=False,
         handletextpad=0.5,
         columnspacing=1.4,
@@ -138,12 +144,13 @@ def legend(figure: Any, keys: Sequence[Any], columns: int) -> None:
 def inline_svg(figure: Any, name: str, simulated: bool) -> str:
     """The figure as one <svg> element. name: unique on the page, so that no two ids collide."""
     if simulated:
-        figure.get_layout_engine().set(rect=(0, 14 / 72 / figure.get_figheight(), 1, 1))
+        foot = 14 / 72 / figure.get_figheight()
+        figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
         figure.text(0.995, 0.004, "simulated", ha="right", va="bottom", color=MUTED, size=9)
     sink = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"fleetcut {name}"}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(sink, dpi=RASTER_DPI, metadata=metadata)
+        figure.savefig(sink, format="svg", dpi=RASTER_DPI, metadata=metadata)
     svg = sink.getvalue()
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -151,6 +158,6 @@ def inline_svg(figure: Any, name: str, simulated: bool) -> str:
     # in attributes "<" is always escaped, so these patterns meet tags only.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg)
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable}, {colour})")
     return svg.replace("'DejaVu Sans'", "var(--font)")
