@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler.errors import CompilerError
 from compiler.targets.built import BuiltModel
 from device_agents.contract.artifacts import Artifact, ArtifactFile, Manifest
 from device_agents.contract.canonical import canonical_json
@@ -33,7 +34,7 @@ https://www.apache.org/licenses/LICENSE-2.0. The network's weights are their own
 """
 
 
-class ArtifactError(Exception):
+class ArtifactError(CompilerError):
     """A folder that is not a whole, unchanged artifact. Names the folder, the file, the fact."""
 
 

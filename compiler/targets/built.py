@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.errors import CompilerError
 from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ scaled bound would only loosen the check where a wrong network gives large numbe
 """
 
 
-class TargetError(Exception):
+class TargetError(CompilerError):
     """A target that cannot be built here. The other targets of the same run are unaffected.
 
     fact: what is wrong; next_step: what the reader can do about it.

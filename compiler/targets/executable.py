@@ -122,7 +122,7 @@ def run_executable(target: Target, program: Path, x: Floats) -> Floats:
         raise TargetError(
             target,
             f"the program that was built does not run ({error}) {said}",
-            "check that this machine has libstdc++ and glibc 2.28 or newer",
+            "check that the C++ library g++ links against is the one this machine loads",
         ) from error
     return np.frombuffer(done.stdout, "<f4").astype(np.float32)
 

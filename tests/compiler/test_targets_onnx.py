@@ -117,6 +117,14 @@ def test_the_fast_export_is_the_same_graph_with_the_same_answer(case, example):
     parity(TARGET, run_onnx(shipped, example.numpy()), run_onnx(fast, example.numpy()), atol=1e-6)
 
 
+def test_a_fresh_network_with_biases_of_zero_has_the_structure_of_a_trained_one(example, tmp_path):
+    torch.manual_seed(0)
+    fresh = Mobile().eval()
+    built = build_onnx(fresh, example, tmp_path, TARGET)
+    assert same_structure(fast_onnx(fresh, example), built.files[0].path.read_bytes())
+    assert same_structure(fast_onnx(fresh, example), fast_onnx(seeded(Mobile), example))
+
+
 def test_two_networks_do_not_have_the_same_structure(example):
     assert not same_structure(
         fast_onnx(seeded(Mobile), example), fast_onnx(seeded(Residual), example)
