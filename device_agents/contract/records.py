@@ -100,7 +100,7 @@ class RunSpec:
     runtime: str
     precision: str = "fp32"
     threads: int = 1
-    condition: Condition = Condition()
+    condition: Condition = Condition()  # noqa: RUF009 - frozen
     stopping: StoppingRule = StoppingRule()
     artifact_id: Optional[str] = None
     golden: Optional[GoldenCheck] = None

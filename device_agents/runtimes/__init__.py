@@ -1,1 +1,73 @@
-"""Inference runtimes behind one Protocol. The only place on a board that may import numpy."""
+"""Inference runtimes behind one Protocol. The only place on a board that may import numpy.
+
+Input: a model file, a number of threads. Output: a Runner that times single inferences in ns.
+Tensors cross this border as raw little-endian bytes in the model's own layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, List, Mapping, Protocol, Sequence, Tuple
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. dtype: numpy's name. A free dimension is 1."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+    def count(self) -> int:
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+class Runner(Protocol):
+    """A loaded model. version: the runtime's. provider: what really runs the operators."""
+
+    version: str
+    provider: str
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+
+    def set_inputs(self, tensors: Sequence[bytes]) -> None:
+        """One raw tensor an input, in order. Raises RunFailedError when one does not fit."""
+
+    def time_batch(self, count: int) -> List[int]:
+        """Raw ns of ``count`` inferences, each timed around the runtime's own call."""
+
+    def read_outputs(self) -> List[bytes]:
+        """What the last inference gave, raw, in order."""
+
+    def close(self) -> None:
+        """Give back memory, processes and files."""
+
+
+Loader = Callable[[Path, int, Path], Runner]
+"""(model file, threads, folder for temporary files) → Runner. Raises RunFailedError."""
+
+
+def _ort(model: Path, threads: int, scratch: Path) -> Runner:
+    from device_agents.runtimes.ort import OrtRunner
+
+    return OrtRunner(model, threads)
+
+
+def _tflite(model: Path, threads: int, scratch: Path) -> Runner:
+    from device_agents.runtimes.tflite import TfliteRunner
+
+    return TfliteRunner(model, threads)
+
+
+def _executable(model: Path, threads: int, scratch: Path) -> Runner:
+    from device_agents.runtimes.executable import ExecutableRunner
+
+    return ExecutableRunner(model, threads, scratch)
+
+
+# Imported on use: a board has one or two of them, and the worker itself imports none.
+RUNTIMES: Mapping[str, Loader] = {"ort": _ort, "tflite": _tflite, "executable": _executable}

@@ -1,0 +1,221 @@
+"""One run: load, warm up until steady, time every inference, judge.
+
+Input: a RunSpec and the board it runs on. Output: a MeasurementRecord, also when it fails.
+Raises only for a bug; whatever the model, the runtime or the board does is in the record.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Callable, List, Optional, Sequence, Tuple
+
+from device_agents.contract import (
+    BoardState,
+    GoldenCheck,
+    MeasurementRecord,
+    RunError,
+    RunSpec,
+    StoppingRule,
+)
+from device_agents.errors import RunFailedError
+from device_agents.home import Inputs
+from device_agents.platforms import Linux
+from device_agents.runtimes import RUNTIMES, Loader, Runner
+from device_agents.stopping import is_enough, is_steady, window_size
+from device_agents.telemetry import Sampler
+from device_agents.tensors import draw, max_abs_err
+from device_agents.verdict import Observed, drifted, judge
+
+_BATCH_NS = 50_000_000
+"""About one batch of timed inferences; the stopping rule is looked at between two."""
+
+_REWARM = 3
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose numbers these are; the same in every record of a worker."""
+
+    profile_sha256: str
+    agent_sha256: str
+    boot_id: Optional[str]
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a run needs of its board. clock_khz: the measured clock of the calling thread."""
+
+    identity: Identity
+    platform: Linux
+    inputs: Inputs
+    scratch: Path
+    clock_khz: Callable[[], Optional[int]]
+
+
+def measure(spec: RunSpec, bench: Bench) -> MeasurementRecord:
+    """The record of one run. Blocks for as long as it takes: the caller holds the timeout."""
+    started_unix_ns = time.time_ns()
+    try:
+        return _measure(spec, bench, started_unix_ns)
+    except RunFailedError as failed:
+        state = bench.platform.observe()
+        return failed_record(spec, bench.identity, failed.error, started_unix_ns, (state,))
+
+
+def failed_record(
+    spec: RunSpec,
+    identity: Identity,
+    error: RunError,
+    started_unix_ns: int,
+    states: Tuple[BoardState, ...] = (),
+) -> MeasurementRecord:
+    """A run without latency, and why."""
+    return MeasurementRecord(
+        spec=spec,
+        profile_sha256=identity.profile_sha256,
+        agent_sha256=identity.agent_sha256,
+        boot_id=identity.boot_id,
+        simulated=identity.simulated,
+        started_unix_ns=started_unix_ns,
+        states=states,
+        error=error,
+    )
+
+
+def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRecord:
+    load = _loader(spec.runtime)
+    model = bench.inputs.model(spec)
+    before = bench.platform.observe(bench.clock_khz())
+    start_ns = time.perf_counter_ns()
+    runner = load(model, spec.threads, bench.scratch)
+    load_ns = time.perf_counter_ns() - start_ns
+    try:
+        error, first_ns = _first(spec, bench.inputs, runner)
+        warmup_ns, steady = _warm_up(runner, spec.stopping)
+        warm = bench.platform.observe(bench.clock_khz())
+        with Sampler(bench.platform) as sampler:
+            warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
+            latency_ns = time_until_enough(runner, spec.stopping, warmup_ns)
+        after = bench.platform.observe(_clock_after(bench, warm))
+        version, provider = runner.version, runner.provider
+    finally:
+        runner.close()
+    observed = Observed(before, warm, sampler.states, after, steady, tuple(latency_ns))
+    return MeasurementRecord(
+        spec=spec,
+        profile_sha256=bench.identity.profile_sha256,
+        agent_sha256=bench.identity.agent_sha256,
+        boot_id=bench.identity.boot_id,
+        simulated=bench.identity.simulated,
+        started_unix_ns=started_unix_ns,
+        states=observed.states,
+        runtime_version=version,
+        execution_provider=provider,
+        load_ns=load_ns,
+        first_inference_ns=first_ns,
+        warmup_count=len(warmup_ns),
+        warmup_steady=steady,
+        latency_ns=observed.latency_ns,
+        max_abs_err=error,
+        verdict=judge(spec.condition, observed),
+    )
+
+
+def _loader(runtime: str) -> Loader:
+    try:
+        return RUNTIMES[runtime]
+    except KeyError:
+        raise RunFailedError(
+            "runtime",
+            f"this agent knows no runtime {runtime[:40]!r}",
+            f"use one of {', '.join(RUNTIMES)}",
+        ) from None
+
+
+def _first(spec: RunSpec, inputs: Inputs, runner: Runner) -> Tuple[Optional[float], int]:
+    """The first inference on the run's input: its distance from golden, and its ns."""
+    golden = spec.golden
+    if golden is None:
+        runner.set_inputs(draw(runner.inputs, spec.input_seed))
+        return None, runner.time_batch(1)[0]
+    _check_golden_fits(runner)
+    runner.set_inputs([inputs.tensor(golden.input_sha256, spec.artifact_id)])
+    first_ns = runner.time_batch(1)[0]
+    return _golden_error(golden, inputs, spec.artifact_id, runner), first_ns
+
+
+def _check_golden_fits(runner: Runner) -> None:
+    kinds = [spec.dtype for spec in (*runner.inputs, *runner.outputs)]
+    if kinds != ["float32", "float32"]:
+        raise RunFailedError(
+            "model",
+            f"a golden check takes one float32 input and output, the model has {kinds}",
+            "export the model with float32 input and output",
+        )
+
+
+def _golden_error(
+    golden: GoldenCheck, inputs: Inputs, artifact_id: Optional[str], runner: Runner
+) -> float:
+    expected = inputs.tensor(golden.output_sha256, artifact_id)
+    return max_abs_err(expected, runner.read_outputs()[0])
+
+
+def _warm_up(runner: Runner, rule: StoppingRule) -> Tuple[List[int], Optional[bool]]:
+    """Latencies of the warm-up and whether it got steady; None where it was too short to say.
+
+    What `_rewarm_count` keeps back is run later, and counts towards the rule's bounds.
+    """
+    most = rule.warmup_max - _rewarm_count(rule)
+    window = window_size(rule.warmup_min, most)
+    latency_ns: List[int] = []
+    while len(latency_ns) < most:
+        wanted = max(window or 1, rule.warmup_min - len(latency_ns))
+        latency_ns += runner.time_batch(min(wanted, most - len(latency_ns)))
+        if is_steady(latency_ns, window):
+            return latency_ns, True
+    return latency_ns, False if window else None
+
+
+def _rewarm_count(rule: StoppingRule) -> int:
+    """Inferences kept back from the warm-up for after the clock was measured.
+
+    Reading the board's state empties caches: the first inference after it took up to 20 times the
+    median of a small model.
+    """
+    return min(_REWARM, rule.warmup_max - 1)
+
+
+def time_until_enough(
+    runner: Runner,
+    rule: StoppingRule,
+    warmup_ns: Sequence[int],
+    clock_s: Callable[[], float] = time.monotonic,
+) -> List[int]:
+    """Every latency of the timed loop, in batches short enough to end it in time."""
+    latency_ns: List[int] = []
+    batch = max(1, int(_BATCH_NS // max(1, median(warmup_ns))))
+    deadline_s = clock_s() + rule.max_seconds
+    while len(latency_ns) < rule.samples_max:
+        bound = rule.samples_min if len(latency_ns) < rule.samples_min else rule.samples_max
+        latency_ns += runner.time_batch(min(batch, bound - len(latency_ns)))
+        if len(latency_ns) < rule.samples_min:
+            continue
+        if clock_s() >= deadline_s or is_enough(latency_ns, rule.ci_fraction):
+            break
+    return latency_ns
+
+
+def _clock_after(bench: Bench, warm: BoardState) -> Optional[int]:
+    """The clock after the loop; a reading that would condemn the run is taken once more.
+
+    Other work on the core can only lower a reading, so the higher of the two is nearer the truth.
+    """
+    first_khz = bench.clock_khz()
+    if first_khz is None or not drifted(warm.effective_freq_khz, first_khz):
+        return first_khz
+    return max(first_khz, bench.clock_khz() or 0)

@@ -1,0 +1,166 @@
+"""What works on a board, what does not, and what to do about it.
+
+Input: the home and a sysfs Root. Output: a Check each. Nothing is changed but a probe file in
+the home, which is removed again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import List
+
+from device_agents.clock import effective_freq_khz
+from device_agents.errors import AgentError
+from device_agents.files import write_whole
+from device_agents.home import Home
+from device_agents.platforms import Linux, select
+from device_agents.probe import runtime_versions
+from device_agents.sysfs import Root
+
+_FREE_BYTES_MIN = 200 << 20
+_NOTHING = "nothing to do"
+# Compared at run time: where the syntax still parses, an old Python is told what is wrong.
+_PYTHON_MIN = (3, 8)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact. next_step: what to do, also where it is well and could be better."""
+
+    name: str
+    ok: bool
+    fact: str
+    next_step: str = _NOTHING
+
+
+def run_checks(home: Home, root: Root) -> List[Check]:
+    board = select(root)
+    return [
+        _python(),
+        _home(home),
+        _disk(home),
+        *_runtimes(),
+        _thermal(board),
+        _cpufreq(board),
+        _clock(),
+        _battery(board),
+    ]
+
+
+def _python() -> Check:
+    fact = f"Python {platform.python_version()} ({sys.executable or 'path unknown'})"
+    if tuple(sys.version_info) >= _PYTHON_MIN:
+        return Check("python", True, fact)
+    return Check("python", False, f"{fact}, 3.8 is needed", "install a newer Python 3")
+
+
+def _home(home: Home) -> Check:
+    try:
+        home.create()
+        probe = home.incoming / ".check"
+        write_whole(probe, b"")
+        probe.unlink()
+    except AgentError as error:
+        return Check("home", False, error.fact, error.next_step)
+    except OSError as error:
+        return Check(
+            "home",
+            False,
+            f"{home.path} cannot be written ({error.strerror})",
+            f"chown -R $USER {home.path}",
+        )
+    return Check("home", True, f"{home.path} is writable")
+
+
+def _disk(home: Home) -> Check:
+    folder = home.path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(str(folder)).free
+    fact = f"{free_bytes >> 20} MiB free at {folder}"
+    if free_bytes >= _FREE_BYTES_MIN:
+        return Check("disk", True, fact)
+    return Check("disk", False, fact, f"free at least {_FREE_BYTES_MIN >> 20} MiB there")
+
+
+def _runtimes() -> List[Check]:
+    """One of the two is enough: not every board has wheels for both."""
+    found = dict(runtime_versions())
+    ort = found.get("onnxruntime") or found.get("onnxruntime-gpu")
+    litert = [f"{n} {found[n]}" for n in ("ai-edge-litert", "tflite-runtime") if n in found]
+    any_runtime = bool(ort or litert)
+    pip = f"{sys.executable or 'python3'} -m pip install --user"
+    wheel = "ai-edge-litert" if sys.version_info >= (3, 10) else "tflite-runtime 'numpy<2'"
+    return [
+        Check("ort", True, f"onnxruntime {ort}")
+        if ort
+        else Check("ort", any_runtime, "onnxruntime is not installed", f"{pip} onnxruntime"),
+        Check("tflite", True, ", ".join(litert))
+        if litert
+        else Check("tflite", any_runtime, "no TFLite runtime is installed", f"{pip} {wheel}"),
+    ]
+
+
+def _thermal(board: Linux) -> Check:
+    zones = board.temp_c_by_zone()
+    readable = [kind for kind, temp_c in zones if temp_c is not None]
+    if readable:
+        unreadable = len(zones) - len(readable)
+        also = f"; {unreadable} zones cannot be read" if unreadable else ""
+        return Check("thermal", True, f"temperature of {', '.join(readable)}{also}")
+    return Check(
+        "thermal",
+        False,
+        f"none of {len(zones)} thermal zones can be read",
+        "see /sys/class/thermal: records will carry no temperature",
+    )
+
+
+def _cpufreq(board: Linux) -> Check:
+    freqs = board.freq_khz_by_policy()
+    if not any(khz is not None for _, khz in freqs):
+        return Check(
+            "cpufreq",
+            False,
+            "no CPU clock can be read",
+            "see /sys/devices/system/cpu/cpufreq: records will carry no reported clock",
+        )
+    names = ("scaling_governor", "scaling_min_freq", "scaling_max_freq")
+    writable = all(board.root.writable(f"{p}/{n}") for p in board.policies for n in names)
+    if writable:
+        return Check("cpufreq", True, f"{len(freqs)} policies, readable and writable")
+    return Check(
+        "cpufreq",
+        True,
+        f"{len(freqs)} policies, readable and not writable",
+        "to measure with a governor or a fixed clock, let this user write "
+        + ", ".join(names)
+        + " below /sys/devices/system/cpu/cpufreq",
+    )
+
+
+def _clock() -> Check:
+    khz = effective_freq_khz()
+    if khz is not None:
+        return Check("clock", True, f"a core runs at {khz / 1e3:.0f} MHz, as measured")
+    return Check(
+        "clock",
+        True,
+        f"the effective clock cannot be measured on {os.uname().machine}",
+        "drift of the clock will not be seen in records",
+    )
+
+
+def _battery(board: Linux) -> Check:
+    if not board.has_battery():
+        return Check("battery", True, "no battery")
+    battery_pct = board.battery_pct()
+    if battery_pct is None:
+        return Check(
+            "battery", False, "the battery's charge cannot be read", "see /sys/class/power_supply"
+        )
+    return Check("battery", True, f"battery at {battery_pct:g} %")

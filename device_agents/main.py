@@ -1,0 +1,208 @@
+"""The agent's command line: one verb, JSON lines on stdout, everything else on stderr.
+
+Input: argv. Output: exit status 0 done, 1 a check failed, 2 usage, 3 the board is busy.
+The real stdout is put aside first, so that no library's print can break a JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NoReturn, Optional
+
+from device_agents import checks, sessions
+from device_agents.clock import effective_freq_khz
+from device_agents.contract import encode
+from device_agents.errors import AgentError
+from device_agents.home import Home
+from device_agents.install import install
+from device_agents.platforms import select
+from device_agents.probe import probe
+from device_agents.sysfs import Root
+
+BUSY = 3
+
+
+class Output:
+    """JSON lines on one descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def text(self, line: str) -> None:
+        self.raw(line.encode("utf-8") + b"\n")
+
+    def json(self, document: Dict[str, Any]) -> None:
+        self.text(json.dumps(document))
+
+    def raw(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self.fd, line) :]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise AgentError(message, f"python3 {self.prog} --help")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one verb. Never raises for what a caller or a board can cause."""
+    sys.stdout.flush()
+    out_fd = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        return _run(sys.argv[1:] if argv is None else argv, Output(out_fd))
+    except AgentError as error:
+        print(f"{os.uname().nodename}: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        print(f"{os.uname().nodename}: {error}. Next: agent check", file=sys.stderr)
+        return 1
+    finally:
+        sys.stdout.flush()
+        os.dup2(out_fd, 1)
+        os.close(out_fd)
+
+
+def _run(argv: List[str], out: Output) -> int:
+    args = _parser().parse_args(argv)
+    home = Home(Path(args.home).expanduser().absolute())
+    root = Root(Path(args.root).absolute())
+    verb: Callable[[argparse.Namespace, Home, Root, Output], int] = args.run
+    return verb(args, home, root, out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="agent.pyz", description="Measures neural networks on this board.")
+    _folders(parser, "~/.fleetcut", os.environ.get("FLEETCUT_BOARD_ROOT") or "/")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    verbs.required = True
+    verbs.add_parser("probe", help="what this board is").set_defaults(run=_probe)
+    verbs.add_parser("state", help="what state it is in").set_defaults(run=_state)
+    verbs.add_parser("check", help="what works on it").set_defaults(run=_check)
+    has = verbs.add_parser("has", help="which blobs are here")
+    has.add_argument("sha256", nargs="*")
+    has.set_defaults(run=_has)
+    adopt = verbs.add_parser("adopt", help="take an upload in when its hash fits")
+    adopt.add_argument("file")
+    adopt.add_argument("sha256")
+    adopt.set_defaults(run=_adopt)
+    put = verbs.add_parser("install", help="switch a name to an artifact")
+    put.add_argument("artifact_id")
+    put.add_argument("name")
+    put.set_defaults(run=_install)
+    for name, text, run in (
+        ("start", "detach a worker for a session", _start),
+        ("attach", "follow a session to its end", _attach),
+        ("collect", "what a session has so far", _collect),
+        ("ack", "the results are stored elsewhere", _ack),
+        ("stop", "end a session's worker", _stop),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("session")
+        if name in ("attach", "collect"):
+            verb.add_argument("--after", type=_seq, default=0, metavar="SEQ")
+        if name == "ack":
+            verb.add_argument("seq", type=_seq)
+        verb.set_defaults(run=run)
+    for verb in verbs.choices.values():
+        _folders(verb, argparse.SUPPRESS, argparse.SUPPRESS)
+    return parser
+
+
+def _folders(parser: argparse.ArgumentParser, home: str, root: str) -> None:
+    """Accepted before and after the verb; the defaults stand with the first."""
+    parser.add_argument("--home", default=home, help="the agent's folder")
+    parser.add_argument(
+        "--root", default=root, help="the folder below which sys/, proc/ and etc/ are read"
+    )
+
+
+def _seq(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a sequence number")
+    return int(text)
+
+
+def _probe(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.text(encode(probe(root)))
+    return 0
+
+
+def _state(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.text(encode(select(root).observe(effective_freq_khz())))
+    return 0
+
+
+def _check(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    found = checks.run_checks(home, root)
+    out.json({"checks": [asdict(check) for check in found]})
+    return 0 if all(check.ok for check in found) else 1
+
+
+def _has(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    present, missing = home.present(args.sha256)
+    out.json({"present": present, "missing": missing})
+    return 0
+
+
+def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    home.adopt(args.file, args.sha256)
+    out.json({"adopted": args.sha256})
+    return 0
+
+
+def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    previous = install(home, args.artifact_id, args.name)
+    out.json({"installed": args.artifact_id, "previous": previous})
+    return 0
+
+
+def _start(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    answer = sessions.start(home, root, args.session, own_sha256())
+    out.json(answer)
+    return BUSY if answer["state"] == "busy" else 0
+
+
+def _attach(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    state = sessions.follow(home, args.session, args.after, out.raw, out.fd)
+    if state is not None:
+        out.json({"event": "end", "state": state})
+    return 0
+
+
+def _collect(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    state = sessions.collect(home, args.session, args.after, out.raw)
+    out.json({"event": "end", "state": state})
+    return 0
+
+
+def _ack(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.json({"session": args.session, "removed": sessions.ack(home, args.session, args.seq)})
+    return 0
+
+
+def _stop(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.json({"session": args.session, "state": sessions.stop(home, args.session)})
+    return 0
+
+
+def own_sha256() -> str:
+    """The hash of the file this agent runs from; "source" when it is no such file."""
+    archive = getattr(globals().get("__loader__"), "archive", None)
+    if archive is None:
+        return "source"
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    return "source"

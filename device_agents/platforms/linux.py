@@ -1,0 +1,145 @@
+"""What any Linux board shows of its state below /sys: heat, clock, charge, throttling.
+
+Input: a sysfs Root. Output: BoardState and its parts. Formats: kernel.org, ABI/testing/sysfs-*.
+Folders are listed once, when the object is made, so that a sample at 10 Hz only reads files.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import List, Optional, Tuple
+
+from device_agents.contract import BoardState
+from device_agents.sysfs import Root
+
+# Drivers answer -256 °C and the like for a sensor that is switched off.
+_TEMP_C_PLAUSIBLE = (-60.0, 200.0)
+_CPU_COOLING_TYPES = ("cpufreq-", "thermal-cpufreq-", "Processor")
+
+
+class Linux:
+    """Generic Linux. Subclasses override only what their boards do otherwise."""
+
+    name = "linux"
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.policies = root.glob("sys/devices/system/cpu/cpufreq/policy[0-9]*") or root.glob(
+            "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
+        )
+        self._zones = root.glob("sys/class/thermal/thermal_zone[0-9]*")
+        self._zone_types = [root.read_text(f"{z}/type") or z.split("/")[-1] for z in self._zones]
+        self._cooling = [
+            device
+            for device in root.glob("sys/class/thermal/cooling_device[0-9]*")
+            if (root.read_text(f"{device}/type") or "").startswith(_CPU_COOLING_TYPES)
+        ]
+        supplies = root.glob("sys/class/power_supply/*")
+        self._batteries = [s for s in supplies if self._is_board_battery(s)]
+        self._mains = [
+            s for s in supplies if (root.read_text(f"{s}/type") or "") in ("Mains", "USB")
+        ]
+
+    def observe(self, effective_freq_khz: Optional[int] = None) -> BoardState:
+        """One reading of everything. effective_freq_khz: from clock.py, where it was measured."""
+        return BoardState(
+            monotonic_ns=time.monotonic_ns(),
+            temp_c_by_zone=self.temp_c_by_zone(),
+            freq_khz_by_policy=self.freq_khz_by_policy(),
+            effective_freq_khz=effective_freq_khz,
+            governor=self.governor(),
+            battery_pct=self.battery_pct(),
+            power_mw=self.power_mw(),
+            throttled=self.throttled(),
+        )
+
+    def temp_c_by_zone(self) -> Tuple[Tuple[str, Optional[float]], ...]:
+        return tuple(
+            (kind, self._temp_c(f"{zone}/temp"))
+            for kind, zone in zip(self._zone_types, self._zones)
+        )
+
+    def freq_khz_by_policy(self) -> Tuple[Tuple[str, Optional[int]], ...]:
+        """cpuinfo_cur_freq is the hardware's word but often root's alone; else the request."""
+        return tuple(
+            (policy_name(policy), self._first_int(policy, "cpuinfo_cur_freq", "scaling_cur_freq"))
+            for policy in self.policies
+        )
+
+    def governor(self) -> Optional[str]:
+        """The governor; several in order of policy, joined by '+', where policies differ."""
+        names: List[str] = []
+        for policy in self.policies:
+            name = self.root.read_text(f"{policy}/scaling_governor")
+            if name is not None and name not in names:
+                names.append(name)
+        return "+".join(names) or None
+
+    def battery_pct(self) -> Optional[float]:
+        for battery in self._batteries:
+            capacity_pct = self.root.read_int(f"{battery}/capacity")
+            if capacity_pct is not None and 0 <= capacity_pct <= 100:
+                return float(capacity_pct)
+        return None
+
+    def power_mw(self) -> Optional[int]:
+        """The board's draw, from a battery that is discharging; the sign differs by driver."""
+        for battery in self._batteries:
+            if self.root.read_text(f"{battery}/status") != "Discharging":
+                continue
+            power_uw = self.root.read_int(f"{battery}/power_now")
+            if power_uw is not None:
+                return round(abs(power_uw) / 1e3)
+            voltage_uv = self.root.read_int(f"{battery}/voltage_now")
+            current_ua = self.root.read_int(f"{battery}/current_now")
+            if voltage_uv is not None and current_ua is not None:
+                return round(voltage_uv * abs(current_ua) / 1e9)
+        return None
+
+    def throttled(self) -> Optional[bool]:
+        """Whether the kernel's thermal framework holds a CPU's clock down now."""
+        states = [self.root.read_int(f"{device}/cur_state") for device in self._cooling]
+        readable = [state for state in states if state is not None]
+        return any(state > 0 for state in readable) if readable else None
+
+    def power_source(self) -> Optional[str]:
+        """Either "mains" or "battery"; None when the kernel does not say."""
+        online = [self.root.read_int(f"{supply}/online") for supply in self._mains]
+        if any(value is not None and value > 0 for value in online):
+            return "mains"
+        for battery in self._batteries:
+            status = self.root.read_text(f"{battery}/status")
+            if status == "Discharging":
+                return "battery"
+            if status in ("Charging", "Full", "Not charging"):
+                return "mains"
+        return None
+
+    def has_battery(self) -> bool:
+        return bool(self._batteries)
+
+    def _is_board_battery(self, supply: str) -> bool:
+        # scope "Device" is a mouse or a keyboard.
+        scope = self.root.read_text(f"{supply}/scope")
+        return self.root.read_text(f"{supply}/type") == "Battery" and scope != "Device"
+
+    def _temp_c(self, relative: str) -> Optional[float]:
+        millidegrees = self.root.read_int(relative)
+        if millidegrees is None:
+            return None
+        temp_c = millidegrees / 1e3
+        low, high = _TEMP_C_PLAUSIBLE
+        return temp_c if low <= temp_c <= high else None
+
+    def _first_int(self, folder: str, *names: str) -> Optional[int]:
+        for name in names:
+            value = self.root.read_int(f"{folder}/{name}")
+            if value is not None and value > 0:
+                return value
+        return None
+
+
+def policy_name(policy: str) -> str:
+    """Short name: "policy0" from a policy's path, "cpu0" from …/cpu0/cpufreq."""
+    parts = policy.split("/")
+    return parts[-2] if parts[-1] == "cpufreq" else parts[-1]

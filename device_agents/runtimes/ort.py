@@ -1,0 +1,110 @@
+"""ONNX and .ort models through onnxruntime on the CPU.
+
+Input: a model file. Output: a Runner.
+Threads do not spin between operators: spinning ones heat the board and drain its battery while
+nothing is computed, and on shared cores they turn a short wait into a long tail.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, List, Sequence, Tuple
+
+from device_agents.errors import RunFailedError
+from device_agents.runtimes import TensorSpec
+from device_agents.runtimes.arrays import array_of, bytes_of
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32",
+    "tensor(int64)": "int64",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+_ERRORS_ONLY = 3
+
+
+class OrtRunner:
+    """One InferenceSession on the CPUExecutionProvider."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RunFailedError(
+                "runtime", f"onnxruntime does not import ({error})", "pip install onnxruntime"
+            ) from None
+        self.version = str(onnxruntime.__version__)
+        self._session = _session(onnxruntime, model, threads)
+        self.provider = str(self._session.get_providers()[0])
+        self.inputs = _specs(self._session.get_inputs())
+        self.outputs = _specs(self._session.get_outputs())
+        self._feeds: Any = {}
+        self._answers: List[Any] = []
+
+    def set_inputs(self, tensors: Sequence[bytes]) -> None:
+        self._feeds = {spec.name: array_of(spec, data) for spec, data in zip(self.inputs, tensors)}
+
+    def time_batch(self, count: int) -> List[int]:
+        run, feeds, clock_ns = self._session.run, self._feeds, time.perf_counter_ns
+        latency_ns = []
+        try:
+            for _ in range(count):
+                start_ns = clock_ns()
+                answers = run(None, feeds)
+                latency_ns.append(clock_ns() - start_ns)
+        except Exception as error:  # onnxruntime's errors share no base class with a name
+            raise RunFailedError(
+                "runtime", f"onnxruntime: {error}", "run the model on the workstation first"
+            ) from None
+        self._answers = answers
+        return latency_ns
+
+    def read_outputs(self) -> List[bytes]:
+        return [bytes_of(answer) for answer in self._answers]
+
+    def close(self) -> None:
+        self._feeds, self._answers = {}, []
+        self._session = None
+
+
+def _session(onnxruntime: Any, model: Path, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if _is_ort_format(model):
+        # A blob is named by its hash: there is no suffix to tell the formats apart.
+        options.add_session_config_entry("session.load_model_format", "ORT")
+    try:
+        return onnxruntime.InferenceSession(
+            str(model), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise RunFailedError(
+            "model", f"onnxruntime cannot load it: {error}", "see that its opset fits the board"
+        ) from None
+
+
+def _is_ort_format(model: Path) -> bool:
+    with model.open("rb") as stream:
+        return stream.read(8)[4:] == b"ORTM"
+
+
+def _specs(arguments: Any) -> Tuple[TensorSpec, ...]:
+    specs = []
+    for argument in arguments:
+        shape = tuple(size if isinstance(size, int) and size > 0 else 1 for size in argument.shape)
+        specs.append(TensorSpec(argument.name, _DTYPES.get(argument.type, argument.type), shape))
+    return tuple(specs)
