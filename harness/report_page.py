@@ -203,7 +203,7 @@ def _fleet_drawings(plots: Plots, boards: Sequence[BoardReport]) -> tuple[Drawin
     by_board = len(boards) <= MANY
     caption = (
         "Median latency of the anchor networks on each board, relative to the fleet's median "
-        "board. Colour and shape are the cluster; a dark edge marks its representative."
+        "board. Colour and shape are the cluster; its representative has an outline."
     )
     svg = plots.anchor_ratios(boards, by_board)
     title = "Speed of each board" if by_board else f"Speed of all {len(boards)} boards"
