@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from compiler.errors import CompilerError
+
 FloatArray = NDArray[np.float64]
 
 NS_PER_MS = 1e6
@@ -31,7 +33,7 @@ COLUMNS = (
 """What is read of runs.parquet; docs/architecture.md lists all of its columns."""
 
 
-class DatasetError(ValueError):
+class DatasetError(CompilerError):
     """A dataset that cannot be used; the message names the file, the fact and the next step."""
 
 

@@ -19,6 +19,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 
 from compiler.dataset import Dataset
+from compiler.errors import CompilerError
 from compiler.features import feature_names, physics_features
 from compiler.pruning.widths import PruneSpace
 
@@ -28,7 +29,11 @@ Predictor = Callable[[FloatArray], FloatArray]
 """x (n, n_features) → ms (n,), > 0."""
 
 
-class OutOfDomainError(ValueError):
+class SurrogateError(CompilerError):
+    """A surrogate that cannot be fitted, or not again as it was saved."""
+
+
+class OutOfDomainError(SurrogateError):
     """A prediction was asked where nothing near was measured."""
 
 
@@ -140,7 +145,7 @@ class LatencySurrogate(BaseEstimator):
         self.seed = seed
 
     def fit(self, dataset: Dataset) -> LatencySurrogate:
-        """Raises ValueError for an unknown family or fewer configurations than two a fold."""
+        """Raises SurrogateError for fewer than two configurations a fold."""
         unknown = sorted(set(self.families) - set(FAMILIES))
         if unknown or not self.families:
             raise ValueError(f"families {unknown or 'none'}: choose from {', '.join(FAMILIES)}")
@@ -208,7 +213,7 @@ class LatencySurrogate(BaseEstimator):
 
     @classmethod
     def from_json(cls, text: str) -> LatencySurrogate:
-        """Raises ValueError for another document, or where this scikit-learn fits otherwise."""
+        """Raises ValueError for another document, SurrogateError where it fits otherwise now."""
         try:
             data = json.loads(text)
             dataset = Dataset(
@@ -226,7 +231,7 @@ class LatencySurrogate(BaseEstimator):
         surrogate = cls(**params).fit(dataset)
         again_ms = surrogate._predictor(dataset.x)
         if surrogate.family_ != family or not np.allclose(again_ms, fitted_ms, rtol=1e-6, atol=0):
-            raise ValueError(
+            raise SurrogateError(
                 f"latency surrogate saved with scikit-learn {version} fits otherwise with "
                 f"{sklearn.__version__}. Next: fleetcut compile again"
             )
@@ -261,7 +266,7 @@ class LatencySurrogate(BaseEstimator):
         configuration = np.asarray(configuration).reshape(-1)
         n = int(configuration.max()) + 1
         if self.n_folds < 2 or n < 2 * self.n_folds:
-            raise ValueError(
+            raise SurrogateError(
                 f"{n} configurations for {self.n_folds} folds: at least 2 folds of 2 are needed. "
                 "Next: measure more shapes"
             )

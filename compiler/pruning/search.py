@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.errors import CompilerError
 from compiler.features import total_macs
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import decode
@@ -27,7 +28,7 @@ Accuracy = Callable[[Widths], float]
 """Legal widths → accuracy, a fraction 0..1, or any proxy of it on that scale."""
 
 
-class SearchError(ValueError):
+class SearchError(CompilerError):
     """No shape meets the constraints."""
 
 
@@ -39,17 +40,18 @@ class SearchSettings:
     max_accuracy_evaluations: calls of the accuracy function in all, the dense network's included.
     max_macs: multiply-accumulates allowed; None for any. spread_penalty: how many spreads are
     added to the mean, >= 0: a search exploits a surrogate's errors, so doubtful shapes pay.
-    population, generations: individuals and rounds. sigma: first step size, in fractions of the
+    population, generations: individuals and rounds; few individuals with many rounds each find
+    more than the reverse when evaluations are few. sigma: first step size, in fractions of the
     dense width. epoch: generations between step-size changes by step_factor (the 1/5 rule).
     """
 
-    population: int = 10
-    generations: int = 100
+    population: int = 5
+    generations: int = 200
     max_accuracy_drop: float = 0.01
     max_accuracy_evaluations: int = 400
     max_macs: float | None = None
     spread_penalty: float = 0.5
-    sigma: float = 0.1
+    sigma: float = 0.2
     epoch: int = 5
     step_factor: float = 0.8
 
