@@ -27,6 +27,7 @@
 #define PAGE_MAGIC 0x314b434c43544346ull /* "FCTCLCK1", little-endian */
 #define NS_PER_S 1000000000ull
 #define SPIN_NS 60000ull        /* the kernel's timer slack is 50 us: the rest is spun */
+#define DEBT_MIN_NS 1000ull    /* less is left to grow: waiting it off would cost more than it */
 #define ACCOUNT_NS 5000000ull   /* process CPU time is looked at no more often than this */
 
 struct page {
@@ -112,13 +113,14 @@ static void settle(void)
     if (cpu < last_cpu_ns) /* a clone that pthread_atfork did not see: its CPU time began anew */
         last_cpu_ns = cpu;
     uint64_t debt = ppb > NS_PER_S ? scaled(cpu - last_cpu_ns, ppb - NS_PER_S) : 0;
-    if (debt > 0) {
+    if (debt >= DEBT_MIN_NS) {
         wait_until(start + debt);
         uint64_t after = now_ns(CLOCK_THREAD_CPUTIME_ID);
         atomic_fetch_add_explicit(&waited_cpu_ns, after - cpu, memory_order_relaxed);
         cpu = after;
     }
-    last_cpu_ns = cpu;
+    if (debt == 0 || debt >= DEBT_MIN_NS)
+        last_cpu_ns = cpu;
     if (start >= atomic_load_explicit(&next_account_ns, memory_order_relaxed)) {
         atomic_store_explicit(&next_account_ns, start + ACCOUNT_NS, memory_order_relaxed);
         account(ppb);

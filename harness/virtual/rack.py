@@ -81,9 +81,14 @@ def up(folder: Path, spec: RackSpec, python: str = sys.executable) -> RackStatus
                 raise RackError(f"{folder}: another rack runs here. Next: fleetcut rack down")
             return status(folder)
         _end_leftovers(folder)
-        _write_keys(folder, spec)
-        files.write_config(folder, _config(folder, spec, python))
-        _start_server(folder)
+        try:
+            _write_keys(folder, spec)
+            files.write_config(folder, _config(folder, spec, python))
+            _start_server(folder)
+        except OSError as error:
+            raise RackError(
+                f"{folder}: cannot hold a rack ({error}). Next: name an empty folder"
+            ) from None
         return status(folder)
 
 
@@ -125,8 +130,8 @@ def set_environment(
     charge_pct: float | None = None,
 ) -> VirtualBoardStatus:
     """Changes the room's temperature or the battery's charge (0..100); None leaves it."""
-    request = {"verb": "set", "board_id": board_id}
-    request |= {"ambient_c": ambient_c, "charge_pct": charge_pct}  # type: ignore[dict-item]
+    request: control.Request = {"verb": "set", "board_id": board_id}
+    request |= {"ambient_c": ambient_c, "charge_pct": charge_pct}
     return VirtualBoardStatus(**control.ask(folder.resolve(), request))
 
 
@@ -175,7 +180,7 @@ def _start_server(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         (folder / files.LOG).replace(folder / f"{files.LOG}.1")
     ready_fd, server_fd = os.pipe()
-    with os.fdopen(ready_fd, "rb") as ready, (folder / files.LOG).open("ab") as log:
+    with os.fdopen(ready_fd, "rb") as ready, (folder / files.LOG).open("wb") as log:
         try:
             subprocess.run(
                 [sys.executable, "-m", "harness.virtual.server", str(folder), str(server_fd)],

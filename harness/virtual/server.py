@@ -52,6 +52,7 @@ class RackServer:
         self._children = Children()
         self._watch = WriteWatch()
         self._by_policy_folder: dict[Path, VirtualBoard] = {}
+        self._control: asyncio.Server | None = None  # held, or it would be collected
 
     async def serve(self, ready_fd: int) -> None:
         """Until SIGTERM or SIGINT; every process on the boards has ended when it returns."""
@@ -63,7 +64,7 @@ class RackServer:
         try:
             await self._listen()
             loop.add_reader(self._watch.fd, self._on_written)
-            await control.answer(self.folder, self.handle)
+            self._control = await control.answer(self.folder, self.handle)
             _tell(ready_fd, {"pid": os.getpid()})
             physics = asyncio.create_task(self._run_physics())
             stopped = asyncio.create_task(stop.wait())
@@ -204,6 +205,7 @@ def main(argv: list[str]) -> int:
     if os.fork():
         return 0
     os.setsid()
+    os.chdir(folder)
     try:
         lock_fd = control.hold_lock(folder)
         server = RackServer(folder)
