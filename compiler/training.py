@@ -26,8 +26,8 @@ EVALUATION_BATCH = 256
 class TrainSettings:
     """How to train. lr: peak of the one-cycle schedule. batch: pictures a step."""
 
-    epochs: int = 6
-    lr: float = 0.01
+    epochs: int = 5
+    lr: float = 0.005
     batch: int = 32
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
