@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import CompilerError
 from compiler.features import total_macs
+from compiler.pruning.ncs import NegativelyCorrelatedSearch
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import decode
 
@@ -208,80 +209,6 @@ class Judge:
         )
 
 
-class NegativelyCorrelatedSearch:
-    """Ask and tell (Tang, Yang, Yao, "Negatively correlated search", IEEE JSAC 2016, NCS-C).
-
-    Each individual searches by itself with a Gaussian around it; a trial replaces its parent when
-    it is better, or far from where the others search: ``fitness < λ · diversity`` with both
-    normalised between parent and trial and λ ~ N(1, 0.1·(1 - t/T)). Lower fitness is better.
-
-    x: (population, n_dims), values in 0..1, feasible; fitness: (population,), finite.
-    """
-
-    def __init__(
-        self,
-        x: FloatArray,
-        fitness: FloatArray,
-        settings: SearchSettings,
-        rng: np.random.Generator,
-    ) -> None:
-        self.x = x.copy()
-        self.fitness = fitness.copy()
-        self.generation = 0
-        self._settings = settings
-        self._rng = rng
-        self._sigma = np.full(len(x), settings.sigma)
-        self._successes = np.zeros(len(x), dtype=np.int64)
-
-    def ask(self) -> FloatArray:
-        """One trial an individual, (population, n_dims): x + sigma·N(0, 1), clipped to 0..1."""
-        step = self._rng.standard_normal(self.x.shape) * self._sigma[:, None]
-        return np.asarray(np.clip(self.x + step, 0, 1))
-
-    def worth(self, trials: FloatArray, fitness: FloatArray) -> BoolArray:
-        """Which trials would replace their parent if they are feasible, (population,).
-
-        Only of these the costly question of accuracy need be asked. trials: as asked, perhaps
-        repaired. fitness: (population,); inf is never worth it.
-        """
-        progress = self.generation / self._settings.generations
-        weight = self._rng.normal(1, 0.1 * (1 - progress), len(self.x))
-        usable = np.isfinite(fitness)
-        lowest = min(self.fitness.min(), fitness.min())
-        ours = self.fitness - lowest
-        theirs = np.where(usable, fitness - lowest, 0)
-        far, own_far = self._diversity(trials), self._diversity(self.x)
-        # f'/(f + f') < λ·d'/(d + d'), without dividing by zero.
-        accepted = theirs * (own_far + far) < weight * far * (ours + theirs)
-        return np.asarray(usable & accepted)
-
-    def tell(self, trials: FloatArray, fitness: FloatArray, accepted: BoolArray) -> None:
-        """Replace the parents of accepted trials (population,); adapt sigma at an epoch's end."""
-        self.x[accepted] = trials[accepted]
-        self.fitness[accepted] = fitness[accepted]
-        self._successes += accepted
-        self.generation += 1
-        if self.generation % self._settings.epoch == 0:
-            fifth = self._settings.epoch / 5
-            self._sigma[self._successes > fifth] /= self._settings.step_factor
-            self._sigma[self._successes < fifth] *= self._settings.step_factor
-            # Smaller steps change no legal width, larger ones are clipped.
-            self._sigma = np.clip(self._sigma, 0.01, 0.5)
-            self._successes[:] = 0
-
-    def _diversity(self, points: FloatArray) -> FloatArray:
-        """Smallest Bhattacharyya distance of each point's Gaussian to the other individuals'.
-
-        For N(a, s²I) and N(b, t²I): |a - b|²/(4(s² + t²)) + n/2 · ln((s² + t²)/(2·s·t)).
-        """
-        squares = ((points[:, None, :] - self.x[None, :, :]) ** 2).sum(axis=2)
-        variance = self._sigma[:, None] ** 2 + self._sigma[None, :] ** 2
-        product = 2 * self._sigma[:, None] * self._sigma[None, :]
-        distance = squares / (4 * variance) + points.shape[1] / 2 * np.log(variance / product)
-        np.fill_diagonal(distance, np.inf)
-        return np.asarray(distance.min(axis=1))
-
-
 def search(
     space: PruneSpace,
     fleet_ms: FleetLatency,
@@ -301,7 +228,15 @@ def search(
     rng = np.random.default_rng(seed)
     judge = Judge(space, fleet_ms, accuracy, settings)
     x = _starts(space, judge, settings, rng)
-    ncs = NegativelyCorrelatedSearch(x, judge.objective(decode(space, x)), settings, rng)
+    ncs = NegativelyCorrelatedSearch(
+        x,
+        judge.objective(decode(space, x)),
+        rng,
+        generations=settings.generations,
+        sigma=settings.sigma,
+        epoch=settings.epoch,
+        step_factor=settings.step_factor,
+    )
     history: list[Progress] = []
     while ncs.generation < settings.generations and not judge.exhausted:
         trials = _within_macs(space, judge, ncs.ask())

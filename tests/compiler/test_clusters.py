@@ -101,10 +101,11 @@ def test_boards_that_differ_in_one_anchor_are_told_apart() -> None:
     assert fitted(runs).labels_.tolist() == ["c0", "c1", "c0", "c1"]
 
 
-def test_one_disturbed_run_changes_nothing() -> None:
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_one_disturbed_run_changes_nothing(repeats: int) -> None:
     truth = [1.0, 1.0, 1.25, 1.25, 1.69, 1.69]
     for seed in range(10):
-        runs = measured(truth, seed, spike=3.0)
+        runs = measured(truth, seed, spike=3.0, repeats=repeats)
         assert fitted(runs).labels_.tolist() == ["c0", "c0", "c1", "c1", "c2", "c2"]
 
 
