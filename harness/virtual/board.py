@@ -83,7 +83,7 @@ class VirtualBoard:
             ambient_c=self.state.ambient_c,
             energy_wh=self.state.energy_wh,
         )
-        self._tree.create(self.spec, self.boot_id)
+        self._tree.create(self.spec, self.boot_id, self.state)
         self._show()
 
     def tick(self, dt_s: float) -> None:

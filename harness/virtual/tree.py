@@ -6,9 +6,9 @@ Only a file whose text changed is touched, so that an agent's write is never und
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,17 +34,29 @@ class BoardTree:
         self._spool = root.with_name(root.name + ".spool")
         self._shown: dict[str, str] = {}
 
-    def create(self, spec: VirtualBoardSpec, boot_id: str) -> None:
-        """A fresh root, without what an earlier boot left in it."""
+    def create(self, spec: VirtualBoardSpec, boot_id: str, state: BoardPhysics) -> None:
+        """The root as it is after a boot, without what an earlier one left in it.
+
+        What is right already stays: some file systems take milliseconds to remove a file.
+        """
         for folder in (self.root, self._spool):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        self._shown.clear()
-        self.publish(static_files(spec, boot_id))
-        cpu_folder = self.root / "sys/devices/system/cpu"
-        for i in range(spec.cores):
-            (cpu_folder / f"cpu{i}").mkdir()
-            (cpu_folder / f"cpu{i}/cpufreq").symlink_to("../cpufreq/policy0")
+            folder.mkdir(parents=True, exist_ok=True)
+        files = static_files(spec, boot_id) | dynamic_files(spec, state)
+        links = {f"sys/devices/system/cpu/cpu{i}/cpufreq" for i in range(spec.cores)}
+        self._shown = {}
+        for path in sorted(self.root.rglob("*"), reverse=True):  # what is in a folder before it
+            name = str(path.relative_to(self.root))
+            if path.is_file() and not path.is_symlink() and name in files:
+                self._shown[name] = path.read_text(encoding="utf-8", errors="replace")
+            elif path.is_symlink() or path.is_file():
+                path.unlink()
+            else:
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+        self.publish(files)
+        for name in links:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).symlink_to("../cpufreq/policy0")
 
     def publish(self, files: Mapping[str, str]) -> None:
         """Shows every file whose text is not what was last shown. Keys are relative to root."""

@@ -13,9 +13,23 @@ SPEC = VirtualBoardSpec("vb-07", cores=4, battery=BatterySpec(charge_pct=10.0))
 
 def shown(tmp_path: Path) -> BoardTree:
     tree = BoardTree(tmp_path / "root")
-    tree.create(SPEC, "11111111-2222-3333-4444-555555555555")
-    tree.publish(dynamic_files(SPEC, initial_physics(SPEC)))
+    tree.create(SPEC, "11111111-2222-3333-4444-555555555555", initial_physics(SPEC))
     return tree
+
+
+def test_a_boot_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    tree = shown(tmp_path)
+    (tree.root / "etc/stray").write_text("x")
+    (tree.root / POLICY / "scaling_governor").write_text("powersave\n")
+    unbattered = replace(SPEC, battery=None, cores=1)
+    tree.create(unbattered, "other", initial_physics(unbattered))
+    fresh = BoardTree(tmp_path / "fresh")
+    fresh.create(unbattered, "other", initial_physics(unbattered))
+    assert _contents(tree.root) == _contents(fresh.root)
+
+
+def _contents(root: Path) -> dict[str, str]:
+    return {str(p.relative_to(root)): p.read_text() if p.is_file() else "" for p in root.rglob("*")}
 
 
 def test_every_file_is_in_the_kernels_unit_and_form(tmp_path: Path) -> None:
