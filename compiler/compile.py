@@ -6,6 +6,7 @@ measure next, or Compiled once nothing is missing. Run again, finished stages ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,19 +99,19 @@ def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) 
     )
     space = trace(network, networks.input_shape(name), name, width_step=recipe.width_step)
     write_text(work.space(name), space.to_json())
-    weights.save(network, work.dense_weights(name))
+    weights.save(network.state_dict(), work.dense_weights(name))
     facts = {
         "accuracy": evaluate(network, splits.test_x, splits.test_y),
         "val_accuracy": evaluate(network, splits.val_x, splits.val_y),
         "macs": space.macs(space.dense_widths),
-        "weights_sha256": weights.sha256(network),
+        "weights_sha256": weights.sha256(network.state_dict()),
     }
     write_json(work.dense_facts(name), facts)
 
 
 def _dense(work: WorkFolder, recipe: Recipe, name: str) -> Dense:
     network = networks.build(name, recipe.seed)
-    weights.load(network, work.dense_weights(name))
+    network.load_state_dict(weights.load(work.dense_weights(name)))
     network.eval()
     return Dense(network, _space(work, name), read_json(work.dense_facts(name))["val_accuracy"])
 
@@ -153,7 +154,7 @@ def _propose_samples(
             network = materialise(name, space, widths, recipe.seed)
             facts = {"network": name, "widths": widths, "held_out": position in judges}
             model = fast_onnx(network, _example(space.input_shape))
-            models.append(ProposedModel(f"{name}-{position:03d}", model, facts))
+            models.append(ProposedModel(f"{_slug(name)}-{position:03d}", model, facts))
             observe("sample shapes", len(models), total, name)
     boards = list(clusters.representatives_.values())
     return propose(work, recipe, "samples", models, boards=boards, repeats=1)
@@ -163,6 +164,11 @@ def _held_out(n: int, recipe: Recipe) -> set[int]:
     """Positions that judge the surrogate: drawn, but never the two corners (the first two)."""
     rng = np.random.default_rng([recipe.seed, n])
     return set((2 + rng.permutation(n - 2)[: recipe.measuring.held_out]).tolist())
+
+
+def _slug(name: str) -> str:
+    """A network's name as part of a file's: a user's own has the form module:factory."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
 def _example(input_shape: tuple[int, ...]) -> torch.Tensor:
@@ -212,14 +218,14 @@ def _shrink(work: WorkFolder, recipe: Recipe, name: str, fleet: Fleet, observe: 
     small = shrink(dense, fleet, splits, recipe, observe)
     write_text(work.plan(name), small.plan.to_json())
     write_json(work.search_facts(name), small.facts)
-    weights.save(small.network, work.pruned_weights(name))
+    weights.save(small.network.state_dict(), work.pruned_weights(name))
     write_json(
         work.pruned_facts(name),
         {
             "accuracy": evaluate(small.network, splits.test_x, splits.test_y),
             "val_accuracy": small.val_accuracy,
             "macs": dense.space.macs(small.plan.widths(dense.space)),
-            "weights_sha256": weights.sha256(small.network),
+            "weights_sha256": weights.sha256(small.network.state_dict()),
         },
     )
 
@@ -228,7 +234,7 @@ def _pruned(work: WorkFolder, recipe: Recipe, name: str) -> tuple[nn.Module, Pru
     plan = PruningPlan.from_json(work.plan(name).read_text(encoding="utf-8"))
     dense = _dense(work, recipe, name)
     network = slice_network(dense.network, dense.space, plan)
-    weights.load(network, work.pruned_weights(name))
+    network.load_state_dict(weights.load(work.pruned_weights(name)))
     return network.eval(), plan
 
 
@@ -244,7 +250,9 @@ def _emit(
         network, plan = _pruned(work, recipe, name)
         for role, module in (("dense", _dense(work, recipe, name).network), ("pruned", network)):
             model = fast_onnx(module, example)
-            finals.append(ProposedModel(f"{name}-{role}", model, {"network": name, "role": role}))
+            finals.append(
+                ProposedModel(f"{_slug(name)}-{role}", model, {"network": name, "role": role})
+            )
         for target in recipe.targets:
             observe("emit", len(artifacts) + len(notes), len(jobs), f"{name} as {target.kind}")
             try:

@@ -6,16 +6,14 @@ what the held-out measurements say of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from compiler.clusters import DeviceClusters
 from compiler.dataset import Runs, make_dataset
 from compiler.features import feature_names, physics_features
+from compiler.pruning.search import FleetLatency
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.surrogates import (
     LatencySurrogate,
@@ -23,10 +21,6 @@ from compiler.surrogates import (
     mape,
     predicted_ms_by_cluster,
 )
-
-FloatArray = NDArray[np.float64]
-FleetObjective = Callable[[NDArray[np.int64]], tuple[FloatArray, FloatArray]]
-"""widths (n, n_groups) → mean and spread in ms, each (n,)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Fleet:
     surrogates: Mapping[str, LatencySurrogate]
     weights: Mapping[str, float]
 
-    def objective(self) -> FleetObjective:
+    def objective(self) -> FleetLatency:
         """Mean and spread over the fleet, as the search asks for them."""
         return fleet_latency(self.space, self.surrogates, self.weights)
 

@@ -49,6 +49,7 @@ class Search(_Part):
     population: int = Field(default=8, ge=2, examples=[8])
     generations: int = Field(default=20, ge=1, examples=[20])
     max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1, examples=[0.01])
+    max_accuracy_evaluations: int = Field(default=120, ge=1, examples=[120])
     proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from compiler.data import Splits
 from compiler.errors import CompilerError
 from compiler.fleet import Fleet
-from compiler.pruning.importance import keep, scores
+from compiler.pruning.importance import keep, magnitude
 from compiler.pruning.search import SearchResult, SearchSettings, search, uniform
 from compiler.pruning.surgery import slice_network
 from compiler.pruning.widths import PruneSpace, PruningPlan, Widths
@@ -69,7 +69,13 @@ def shrink(dense: Dense, fleet: Fleet, splits: Splits, recipe: Recipe, observe: 
         network = slice_network(dense.network, dense.space, plan)
         result = _fine_tune(network, dense, splits, recipe, observe)
         if dense.val_accuracy - result <= recipe.search.max_accuracy_drop:
-            facts = _facts(dense, fleet, splits, plan, found, drop)
+            alike = uniform(
+                dense.space,
+                fleet.objective(),
+                _proxy(dense, splits),
+                settings=_settings(recipe, drop),
+            )
+            facts = _facts(dense, fleet, plan, found, alike, drop)
             return Shrunk(network, plan, result, facts)
         drop /= 2
     raise CompilerError(
@@ -90,28 +96,36 @@ def _search(
     title = f"search {dense.space.network}"
     return search(
         dense.space,
-        fleet.mean_ms,
+        fleet.objective(),
         _proxy(dense, splits),
-        settings=SearchSettings(
-            population=recipe.search.population,
-            generations=recipe.search.generations,
-            max_accuracy_drop=max_drop,
-        ),
+        settings=_settings(recipe, max_drop),
         seed=recipe.seed,
-        progress=lambda done, total, best_ms: observe(
-            title, done, total, f"fleet mean {best_ms:.3f} ms predicted"
+        progress=lambda p: observe(
+            title,
+            p.generation,
+            recipe.search.generations,
+            f"fleet mean {p.best_ms:.3f} ms predicted",
         ),
+    )
+
+
+def _settings(recipe: Recipe, max_drop: float) -> SearchSettings:
+    return SearchSettings(
+        population=recipe.search.population,
+        generations=recipe.search.generations,
+        max_accuracy_drop=max_drop,
+        max_accuracy_evaluations=recipe.search.max_accuracy_evaluations,
     )
 
 
 def _proxy(dense: Dense, splits: Splits) -> Callable[[Widths], float]:
     """Accuracy right after slicing, with batch norm recalibrated: quick, and ranks shapes well."""
-    importance = scores(dense.network, dense.space)
+    importance = magnitude(dense.network, dense.space)
 
     def accuracy(widths: Widths) -> float:
         plan = PruningPlan(
             network=dense.space.network,
-            parent_sha256=sha256(dense.network),
+            parent_sha256=sha256(dense.network.state_dict()),
             kept_by_group=keep(dense.space, importance, widths),
             predicted_ms_by_cluster=(),
             seed=0,
@@ -126,8 +140,8 @@ def _proxy(dense: Dense, splits: Splits) -> Callable[[Widths], float]:
 def _plan(dense: Dense, fleet: Fleet, widths: Widths, seed: int) -> PruningPlan:
     return PruningPlan(
         network=dense.space.network,
-        parent_sha256=sha256(dense.network),
-        kept_by_group=keep(dense.space, scores(dense.network, dense.space), widths),
+        parent_sha256=sha256(dense.network.state_dict()),
+        kept_by_group=keep(dense.space, magnitude(dense.network, dense.space), widths),
         predicted_ms_by_cluster=tuple(sorted(fleet.by_cluster_ms(widths).items())),
         seed=seed,
     )
@@ -164,33 +178,25 @@ def show(figures: Any) -> str:
 def _facts(
     dense: Dense,
     fleet: Fleet,
-    splits: Splits,
     plan: PruningPlan,
     found: SearchResult,
+    alike: SearchResult,
     max_drop: float,
 ) -> dict[str, Any]:
     space = dense.space
-    predicted = dict(plan.predicted_ms_by_cluster)
-    alike = uniform(
-        space,
-        fleet.mean_ms,
-        _proxy(dense, splits),
-        max_accuracy_drop=max_drop,
-    )
     return {
         "groups": [
             {"name": g.name, "dense_width": g.channels, "pruned_width": w}
             for g, w in zip(space.groups, plan.widths(space), strict=True)
         ],
-        "predicted_ms_by_cluster": list(predicted.items()),
-        "predicted_fleet_ms": sum(fleet.weights[k] * ms for k, ms in predicted.items()),
-        "uniform_fleet_ms": sum(
-            fleet.weights[k] * ms for k, ms in fleet.by_cluster_ms(alike.widths).items()
-        ),
+        "predicted_ms_by_cluster": [list(pair) for pair in plan.predicted_ms_by_cluster],
+        "predicted_fleet_ms": fleet.mean_ms(found.widths),
+        "uniform_fleet_ms": fleet.mean_ms(alike.widths),
         "proxy_accuracy": found.accuracy,
         "proxy_accuracy_drop": max_drop,
-        "n_evaluations": found.n_evaluations,
+        "n_latency_evaluations": found.n_latency_evaluations,
+        "n_accuracy_evaluations": found.n_accuracy_evaluations,
         "history": [
-            {"evaluations": point.evaluations, "best_ms": point.best_ms} for point in found.history
+            {"evaluations": p.n_accuracy_evaluations, "best_ms": p.best_ms} for p in found.history
         ],
     }

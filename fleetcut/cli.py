@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from compiler.errors import CompilerError
 from fleetcut import __version__, verbs
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _verb(
@@ -172,11 +173,14 @@ def _add_records(subparsers: Subparsers) -> None:
         "measure",
         "measure a campaign on its boards; runs that are stored already are skipped",
         "fleetcut measure campaign.yaml",
-        lambda console, a: verbs.measure(console, a.inventory, a.campaign, a.store),
+        lambda console, a: verbs.measure(console, a.inventory, a.campaign, a.store, a.tries),
     )
     _inventory(parser)
     _store(parser)
     parser.add_argument("campaign", type=Path, metavar="CAMPAIGN", help="campaign.yaml")
+    parser.add_argument(
+        "--tries", type=int, default=1, metavar="N", help="measure a run that does not count anew"
+    )
     parser = _verb(
         subparsers,
         "results",

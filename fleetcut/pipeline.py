@@ -28,6 +28,9 @@ from harness.store import Store
 
 PROOF_STOPPING = StoppingRule(samples_min=30, samples_max=100, max_seconds=3.0)
 
+TRIES = 3
+"""Of a run that was throttled, drifted or crashed: the compiler needs every cell once."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -50,7 +53,8 @@ def run(
             break
         _measure(console, store, inventory, outcome)
         measured.append(outcome.campaign_id)
-        _export(store, work, dataset)
+        # Nothing that others measured into the same store.
+        export(store, dataset, measured)
     for note in outcome.notes:
         console.error(note)
     _measure(console, store, inventory, outcome.final)
@@ -68,7 +72,7 @@ def _measure(console: Console, store: Store, inventory: Inventory, proposal: Pro
         campaign.model_names(),
     )
     title = f"measure {proposal.stage} ({len(campaign.specs)} runs, {len(campaign.boards)} boards)"
-    outcomes = verbs.run_work(console, store, work, title)
+    outcomes = verbs.run_work(console, store, work, title, tries=TRIES)
     _refuse_failures(outcomes)
 
 
@@ -76,18 +80,6 @@ def _refuse_failures(outcomes: Sequence[BoardOutcome]) -> None:
     for outcome in outcomes:
         if outcome.failure is not None:
             raise outcome.failure
-
-
-def _export(store: Store, work: Path, dataset: Path) -> None:
-    """Everything proposed so far, and nothing that others measured into the same store."""
-    campaigns = []
-    for stage in ("anchors", "samples"):
-        path = work / "proposals" / stage / "models.json"
-        if path.exists():
-            from compiler.work import read_json
-
-            campaigns.append(str(read_json(path)["campaign_id"]))
-    export(store, dataset, campaigns)
 
 
 def _prove(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from device_agents.contract import DeviceProfile, Release, StoppingRule, to_plain
+from device_agents.contract import DeviceProfile, MeasurementRecord, Release, StoppingRule, to_plain
 from fleetcut.console import Console, Step
 from harness import deploy as deploying
 from harness.bundle import build_bundle
-from harness.campaign import load_campaign
+from harness.campaign import again, load_campaign
 from harness.executor import BoardOutcome, Executor, Progress, Work
 from harness.export import export as export_dataset
 from harness.inventory import Board, load_inventory
@@ -117,7 +117,9 @@ def _profile_row(board_id: str, p: DeviceProfile) -> Sequence[str]:
     )  # fmt: skip
 
 
-def measure(console: Console, inventory_path: Path, campaign_path: Path, store_path: Path) -> int:
+def measure(
+    console: Console, inventory_path: Path, campaign_path: Path, store_path: Path, tries: int
+) -> int:
     """Measure a campaign; what is stored already is not measured again."""
     inventory = load_inventory(inventory_path)
     campaign = load_campaign(campaign_path, inventory)
@@ -130,7 +132,7 @@ def measure(console: Console, inventory_path: Path, campaign_path: Path, store_p
     )
     store = Store(store_path)
     try:
-        outcomes = run_work(console, store, work, f"measure {campaign.campaign_id}")
+        outcomes = run_work(console, store, work, f"measure {campaign.campaign_id}", tries=tries)
         invalid = [s for s in store.summaries([campaign.campaign_id]) if not s.valid]
     finally:
         store.close()
@@ -157,8 +159,32 @@ def measure(console: Console, inventory_path: Path, campaign_path: Path, store_p
     return BOARDS_FAILED if failed else DONE
 
 
-def run_work(console: Console, store: Store, work: Work, title: str) -> tuple[BoardOutcome, ...]:
-    """Drive an Executor over SSH with progress."""
+def run_work(
+    console: Console, store: Store, work: Work, title: str, *, tries: int = 1
+) -> tuple[BoardOutcome, ...]:
+    """Drive an Executor over SSH with progress; runs that do not count are tried again.
+
+    tries: in all; 1 measures each run once. An error is as good a reason as an invalid verdict:
+    what caused it may have passed.
+    """
+    outcomes = _run_once(console, store, work, title)
+    for attempt in range(1, tries):
+        ids = [spec.run_id for spec in work.specs]
+        bad = {i for i, record in store.records(ids).items() if not _counts(record)}
+        work = replace(work, specs=tuple(again(work.specs, bad, attempt)))
+        if not work.specs or any(o.failure for o in outcomes):
+            break
+        outcomes = _run_once(
+            console, store, work, f"{len(work.specs)} runs again, try {attempt + 1}"
+        )
+    return outcomes
+
+
+def _counts(record: MeasurementRecord) -> bool:
+    return record.verdict is not None and record.verdict.valid
+
+
+def _run_once(console: Console, store: Store, work: Work, title: str) -> tuple[BoardOutcome, ...]:
     names = dict(work.model_names)
     with console.steps(title) as step:
         executor = Executor(

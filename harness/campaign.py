@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,8 @@ from device_agents.contract import Condition, RunSpec, StoppingRule
 from harness.documents import read_document
 from harness.errors import DocumentError
 from harness.inventory import NAME_PATTERN, Board, Inventory
+
+REPEATS_MAX = 1000
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class _CampaignFile(BaseModel):
     runtimes: list[Literal["ort", "tflite", "executable"]] = Field(min_length=1, examples=["[ort]"])
     precision: Literal["fp32", "int8"] = Field(default="fp32", examples=["fp32"])
     threads: list[int] = Field(default=[1], min_length=1, examples=["[1]"])
-    repeats: int = Field(default=1, ge=1, le=1000, examples=[3])
+    repeats: int = Field(default=1, ge=1, le=REPEATS_MAX, examples=[3])
     conditions: list[_ConditionEntry] = Field(
         default=[_ConditionEntry()], min_length=1, examples=["[{governor: performance}]"]
     )
@@ -125,6 +128,19 @@ def load_campaign(path: Path, inventory: Inventory) -> Campaign:
         spec for board in boards for spec in _cells(document, models, stopping, board.board_id)
     )
     return Campaign(document.campaign_id, models, boards, specs)
+
+
+def again(specs: Iterable[RunSpec], to_repeat: Container[str], attempt: int) -> list[RunSpec]:
+    """The runs whose run_id is in ``to_repeat`` as runs of their own, to be measured anew.
+
+    attempt: 1 for the first time again. A campaign has at most REPEATS_MAX repeats, so that the
+    new numbers meet no old one.
+    """
+    return [
+        replace(spec, repeat=spec.repeat + attempt * REPEATS_MAX)
+        for spec in specs
+        if spec.run_id in to_repeat
+    ]
 
 
 def _model(campaign_path: Path, entry: _ModelEntry) -> CampaignModel:

@@ -13,13 +13,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from device_agents.contract import SCHEMA_VERSION, DeviceProfile
 from harness.errors import StoreError
 from harness.statistics import median_ns
 from harness.store import Store, StoredRun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def export(
         )
     if folder.exists() and not (folder / "dataset.json").exists() and any(folder.iterdir()):
         raise StoreError(f"{folder}: holds other files. Next: name an empty folder")
+    import pandas as pd  # slow to import, and no other verb needs it
+
     frame = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import paramiko
+from paramiko.pkey import UnknownKeyType
 
 from harness.errors import BoardError, HostKeyError, StableBoardError, TransientBoardError
 from harness.inventory import Board
@@ -283,7 +284,7 @@ def _private_key(board: Board) -> paramiko.PKey | None:
         ValueError,
         TypeError,
         paramiko.SSHException,
-        paramiko.UnknownKeyType,
+        UnknownKeyType,
     ) as error:
         fact = f"is not a private key that can be used ({_one_line(error)})"
         next_step = "name another in the inventory: ssh-keygen -t ed25519 makes one"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def median_ns(latency_ns: Sequence[int]) -> int:
@@ -48,6 +47,8 @@ def median_interval_ns(
     The binomial ranks are taken at the effective sample size, so that correlated samples do not
     give a falsely narrow interval.
     """
+    from scipy import stats  # takes half a second to import, and few verbs need it
+
     x = np.sort(np.asarray(latency_ns, dtype=np.int64))
     n = len(x)
     if n == 0:
