@@ -69,7 +69,7 @@ def fit_fleet(
         judge = {m: x_by_model[m] for m in held_out}
         surrogate = LatencySurrogate(seed=seed).fit(make_dataset(runs, train, names, [board_id]))
         test = make_dataset(runs, judge, names, [board_id])
-        median_ms, lower_ms, upper_ms = surrogate.predict(test.x)
+        median_ms, lower_ms, upper_ms = surrogate.predict(test.x, extrapolate=True)
         surrogates[label] = surrogate
         facts.append(
             {

@@ -9,7 +9,10 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+LEAST_TRAINING_SHAPES = 10
+"""Below it a surrogate cannot be cross-validated."""
 
 
 class _Part(BaseModel):
@@ -31,12 +34,23 @@ class Measuring(_Part):
     network on each representative; held_out of them judge the surrogate and never train it.
     """
 
-    anchor_repeats: int = Field(default=2, ge=1, examples=[2])
+    anchor_repeats: int = Field(default=3, ge=1, examples=[3])
     samples: int = Field(default=40, ge=8, examples=[40])
     held_out: int = Field(default=8, ge=2, examples=[8])
     samples_max: int = Field(default=60, ge=10, examples=[60])
     max_seconds: float = Field(default=2.0, gt=0, examples=[2.0])
     timeout_s: float = Field(default=60.0, gt=0, examples=[60.0])
+
+    @field_validator("held_out")
+    @classmethod
+    def _leaves_enough_to_learn_from(cls, held_out: int, info: ValidationInfo) -> int:
+        samples = info.data.get("samples")
+        if samples is not None and samples - held_out < LEAST_TRAINING_SHAPES:
+            raise ValueError(
+                f"{samples} samples less {held_out} held out leave fewer than "
+                f"{LEAST_TRAINING_SHAPES} shapes to learn from"
+            )
+        return held_out
 
 
 class Search(_Part):
@@ -46,8 +60,8 @@ class Search(_Part):
     which is judged before fine-tuning and so loses more.
     """
 
-    population: int = Field(default=8, ge=2, examples=[8])
-    generations: int = Field(default=20, ge=1, examples=[20])
+    population: int = Field(default=5, ge=2, examples=[5])
+    generations: int = Field(default=60, ge=1, examples=[60])
     max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1, examples=[0.01])
     max_accuracy_evaluations: int = Field(default=120, ge=1, examples=[120])
     proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])

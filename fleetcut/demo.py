@@ -40,8 +40,10 @@ def demo_recipe(seed: int) -> Recipe:
         seed=seed,
         training=Training(epochs=6, batch_size=32, learning_rate=0.01),
         fine_tuning=Training(epochs=6, batch_size=32, learning_rate=0.005),
-        measuring=Measuring(samples=32, held_out=8, samples_max=40, max_seconds=0.6),
-        search=Search(population=8, generations=12),
+        measuring=Measuring(
+            anchor_repeats=3, samples=32, held_out=8, samples_max=40, max_seconds=0.6
+        ),
+        search=Search(population=5, generations=30, max_accuracy_evaluations=80),
         targets=tuple(
             RecipeTarget(kind=kind, name=f"rack-{machine}", machine=machine)
             for kind in ("onnx", "tflite", "executable")

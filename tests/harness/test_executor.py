@@ -1,0 +1,337 @@
+"""A campaign on real SSH boards: nothing lost, nothing twice, nothing left running."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from device_agents.contract import RunSpec, StoppingRule
+from harness.bundle import build_bundle
+from harness.errors import StableBoardError, TransientBoardError
+from harness.executor import Executor, Progress, Retries, Work, session_id_of
+from harness.session import AgentSession
+from harness.ssh import SshTransport
+from harness.store import Store
+
+QUICK = StoppingRule(warmup_min=1, warmup_max=5, samples_min=5, samples_max=10, max_seconds=0.5)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A tiny network: 1 × 16 through one matrix product."""
+    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    built.ir_version = 8
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    onnx.save(built, path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path / "lab.db")
+    yield opened
+    opened.close()
+
+
+def work(request, boards, model: Path, repeats: int = 2, **changes) -> Work:
+    # The test's own name keeps its sessions on the shared boards apart from other tests'.
+    campaign = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    specs = tuple(
+        RunSpec(
+            **{
+                "campaign_id": campaign,
+                "board_id": board.board_id,
+                "model_sha256": digest,
+                "runtime": "ort",
+                "stopping": QUICK,
+                "repeat": repeat,
+            }
+            | changes
+        )
+        for board in boards
+        for repeat in range(repeats)
+    )
+    return Work(campaign, tuple(boards), specs, {digest: model}, {digest: "tiny"})
+
+
+def test_every_run_comes_back_once_and_a_second_call_measures_nothing(
+    request, inventory, model, store
+):
+    seen: list[Progress] = []
+    executor = Executor(store, build_bundle(), SshTransport, observe=seen.append)
+    asked = work(request, inventory.boards, model)
+    outcomes = executor.measure(asked)
+    assert [(o.stored, o.failure) for o in outcomes] == [(2, None), (2, None)]
+    assert {r.record.run_id for r in store.runs()} == {s.run_id for s in asked.specs}
+    assert all(r.record.simulated for r in store.runs())
+    assert all(r.record.error is None for r in store.runs())
+    assert [p.done for p in seen if p.record] == [1, 2, 3, 4]
+    again = executor.measure(asked)
+    assert [(o.stored, o.known_before) for o in again] == [(0, 2), (0, 2)]
+    assert len(store.profiles()) == 2
+
+
+def test_boards_of_one_group_are_never_timed_at_once(request, inventory, model, store):
+    boards = [replace(b, exclusive_group="one") for b in inventory.boards]
+    order: list[str] = []
+    executor = Executor(
+        store, build_bundle(), SshTransport, observe=lambda p: order.append(p.board_id)
+    )
+    executor.measure(work(request, boards, model))
+    assert order in (
+        [a for b in p for a in (b, b)] for p in (["vb-01", "vb-02"], ["vb-02", "vb-01"])
+    )
+
+
+def test_a_model_that_no_runtime_can_load_is_a_record_with_its_reason(
+    request, board, tmp_path, store
+):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    Executor(store, build_bundle(), SshTransport).measure(work(request, [board], broken, 1))
+    (stored,) = store.runs()
+    assert stored.record.error is not None
+    assert stored.record.error.kind == "model"
+
+
+def test_one_board_that_is_gone_neither_hides_nor_stops_the_other(
+    request, inventory, stranger, model, store
+):
+    outcomes = Executor(store, build_bundle(), SshTransport).measure(
+        work(request, [stranger, inventory.boards[1]], model)
+    )
+    assert isinstance(outcomes[0].failure, StableBoardError)
+    assert outcomes[1].failure is None
+    assert outcomes[1].stored == 2
+
+
+class Flaky:
+    """Connects really, but the connection breaks once after a number of journal lines."""
+
+    def __init__(self, board, break_after: int) -> None:
+        self.inner = SshTransport(board)
+        self.break_after = break_after
+
+    def lines(self, argv, *, silence_s):
+        for number, line in enumerate(self.inner.lines(argv, silence_s=silence_s)):
+            if number == self.break_after:
+                self.inner.close()
+                raise TransientBoardError("b", "the connection was cut", "wait")
+            yield line
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("break_after", [0, 1, 3])
+def test_a_cut_connection_is_taken_up_again(request, board, model, store, break_after):
+    connections: list[object] = []
+
+    def connect(board):
+        transport = Flaky(board, break_after) if not connections else SshTransport(board)
+        connections.append(transport)
+        return transport
+
+    executor = Executor(
+        store, build_bundle(), connect, retries=Retries(first_delay_s=0.01, largest_delay_s=0.02)
+    )
+    asked = work(request, [board], model, 3)
+    (outcome,) = executor.measure(asked)
+    assert outcome.failure is None
+    assert len(connections) == 2
+    assert sorted(r.record.run_id for r in store.runs()) == sorted(s.run_id for s in asked.specs)
+
+
+def test_transient_errors_are_given_up_in_the_end(request, board, model, store):
+    attempts: list[int] = []
+
+    def connect(board):
+        attempts.append(1)
+        raise TransientBoardError(board.board_id, "no route", "wait")
+
+    executor = Executor(
+        store,
+        build_bundle(),
+        connect,
+        retries=Retries(attempts=3, first_delay_s=0.01, largest_delay_s=0.02),
+    )
+    (outcome,) = executor.measure(work(request, [board], model))
+    assert isinstance(outcome.failure, TransientBoardError)
+    assert len(attempts) == 3
+
+
+def sessions_on(board) -> set[str]:
+    """The sessions that the board keeps, as its own files say."""
+    home = board.key_file.parent / "boards" / board.board_id / "home"
+    return {path.name for path in (home / ".fleetcut" / "sessions").iterdir()}
+
+
+def test_an_interrupt_leaves_nothing_running_on_the_board(request, board, model, store):
+    asked = work(request, [board], model, 50)
+    started = threading.Event()
+
+    def interrupt(progress: Progress) -> None:
+        if not started.is_set():
+            started.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    executor = Executor(store, build_bundle(), SshTransport, observe=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        executor.measure(asked)
+    transport = SshTransport(board)
+    try:
+        agent = AgentSession(board, transport, build_bundle())
+        session = session_id_of(asked.campaign_id, board.board_id)
+        ends = [e.end for e in agent.entries(session, 0, follow=False, silence_s=30) if e.end]
+        assert ends == ["interrupted"]
+    finally:
+        transport.close()
+    (outcome,) = Executor(store, build_bundle(), SshTransport).measure(asked)
+    assert outcome.failure is None
+    assert len(store.summaries(limit=100)) == 50
+    assert session not in sessions_on(board)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from harness.bundle import build_bundle
+from harness.executor import Executor, Work
+from harness.inventory import load_inventory
+from harness.ssh import SshTransport
+from harness.store import Store
+from device_agents.contract import RunSpec, decode
+inventory, database, model, specs = sys.argv[1:]
+specs = tuple(decode(RunSpec, line) for line in Path(specs).read_text().splitlines())
+board = load_inventory(Path(inventory)).board(specs[0].board_id)
+def die(progress):
+    if progress.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+Executor(Store(Path(database)), build_bundle(), SshTransport, observe=die).measure(
+    Work(specs[0].campaign_id, (board,), specs, {specs[0].model_sha256: Path(model)}, {})
+)
+"""
+
+
+def test_a_harness_killed_in_mid_campaign_loses_nothing_and_repeats_nothing(
+    request, inventory, board, model, tmp_path
+):
+    from device_agents.contract import encode
+
+    asked = work(request, [board], model, 12)
+    (tmp_path / "specs.jsonl").write_text("".join(encode(s) + "\n" for s in asked.specs))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, inventory.path, tmp_path / "lab.db", model,
+         tmp_path / "specs.jsonl"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    store = Store(tmp_path / "lab.db")
+    try:
+        before = {r.record.run_id: r.record for r in store.runs()}
+        assert 2 <= len(before) < 12
+        (outcome,) = Executor(store, build_bundle(), SshTransport).measure(asked)
+        assert outcome.failure is None
+        after = {r.record.run_id: r.record for r in store.runs()}
+    finally:
+        store.close()
+    assert set(after) == {s.run_id for s in asked.specs}
+    assert {k: after[k] for k in before} == before
+    # What the board measured while nobody listened was collected, not measured again: all runs
+    # but those before the kill carry one boot, one agent, and ascending times.
+    times = [after[s.run_id].started_unix_ns for s in asked.specs]
+    assert times == sorted(times)
+
+
+def test_two_inventory_entries_that_lead_to_one_board_are_noticed(
+    request, board, inventory, model, store
+):
+    twin = replace(board, board_id="twin")
+    asked = work(request, [twin], model, 1)
+    wrong = tuple(replace(s, board_id="vb-01") for s in asked.specs)
+    transport = SshTransport(board)
+    agent = AgentSession(board, transport, build_bundle())
+    agent.push_agent()
+    agent.push_blobs(asked.blobs)
+    agent.start(session_id_of(asked.campaign_id, "twin"), wrong)
+    transport.close()
+    (outcome,) = Executor(store, build_bundle(), SshTransport).measure(asked)
+    assert outcome.failure is not None
+    assert "no two inventory entries" in str(outcome.failure)
+
+
+def test_the_agent_is_pushed_once(board, model):
+    transport = SshTransport(board)
+    puts: list[str] = []
+
+    class Counting:
+        def put(self, data, path, *, silence_s):
+            puts.append(path)
+            transport.put(data, path, silence_s=silence_s)
+
+        def __getattr__(self, name):
+            return getattr(transport, name)
+
+    agent = AgentSession(board, Counting(), build_bundle())
+    agent.push_agent()
+    before = len(puts)
+    agent.push_agent()
+    assert len(puts) == before
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    agent.push_blobs({digest: model})
+    assert agent.push_blobs({digest: model}) == 0
+    transport.close()
+
+
+def test_an_agent_answer_that_is_no_json_is_an_error_that_names_the_board(board):
+    class Babbling:
+        def run(self, argv, *, timeout_s):
+            from harness.transport import Completed
+
+            return Completed(tuple(argv), 0, b"Welcome to your board!\n", b"")
+
+        def close(self):
+            pass
+
+    agent = AgentSession(board, Babbling(), build_bundle())
+    with pytest.raises(StableBoardError, match=r"vb-01: the agent.*does not fit"):
+        agent.probe()
+    with pytest.raises(StableBoardError, match="not a JSON object"):
+        agent.check()
+
+
+def test_the_journal_format_is_checked(board):
+    class Journal:
+        def __init__(self, lines):
+            self._lines = [json.dumps(line).encode() for line in lines]
+
+        def lines(self, argv, *, silence_s):
+            return iter(self._lines)
+
+    def entries(*lines):
+        agent = AgentSession(board, Journal(lines), build_bundle())
+        return list(agent.entries("s", 0, follow=True, silence_s=1))
+
+    assert entries({"seq": 1, "event": "finished"}, {"event": "end", "state": "finished"})[-1].end
+    for bad in ({"seq": 0, "event": "finished"}, {"event": "x"}, {"seq": 1, "event": "record"}):
+        with pytest.raises(StableBoardError):
+            entries(bad)
