@@ -200,13 +200,19 @@ def time_until_enough(
     latency_ns: List[int] = []
     batch = max(1, int(_BATCH_NS // max(1, median(warmup_ns))))
     deadline_s = clock_s() + rule.max_seconds
+    look_at = rule.samples_min
     while len(latency_ns) < rule.samples_max:
         bound = rule.samples_min if len(latency_ns) < rule.samples_min else rule.samples_max
         latency_ns += runner.time_batch(min(batch, bound - len(latency_ns)))
         if len(latency_ns) < rule.samples_min:
             continue
-        if clock_s() >= deadline_s or is_enough(latency_ns, rule.ci_fraction):
+        if clock_s() >= deadline_s:
             break
+        if len(latency_ns) >= look_at:
+            if is_enough(latency_ns, rule.ci_fraction):
+                break
+            # Each look costs time in proportion to the samples: a tenth more before the next.
+            look_at = len(latency_ns) * 11 // 10
     return latency_ns
 
 

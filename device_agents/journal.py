@@ -101,7 +101,7 @@ def parse_line(line: bytes) -> Optional[Entry]:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
         return None

@@ -16,6 +16,7 @@ _STEADY_FRACTION = 0.05
 _QUARTILE_FRACTION = 0.10
 _WINDOW_MIN = 3
 _WINDOW_MAX = 10
+_LAGS_MAX = 200
 
 
 def window_size(warmup_min: int, warmup_max: int) -> int:
@@ -27,17 +28,18 @@ def window_size(warmup_min: int, warmup_max: int) -> int:
 def is_steady(latency_ns: Sequence[int], window: int) -> bool:
     """Whether the last two windows look alike in median and quartiles.
 
-    Alike: closer than 5 % (median) and 10 % (quartiles) of the earlier median, or than the larger
-    median absolute deviation. False while there are fewer than two windows.
+    Alike: medians closer than 5 % of the earlier one or than the larger median absolute deviation;
+    quartiles closer than 10 % of it or than twice the smaller deviation, so that a window of much
+    wider spread is not taken for the same. False while there are fewer than two windows.
     """
     if window < 2 or len(latency_ns) < 2 * window:
         return False
     earlier, later = latency_ns[-2 * window : -window], latency_ns[-window:]
     centre_ns = median(earlier)
-    noise_ns = max(_mad_ns(earlier), _mad_ns(later))
-    if abs(median(later) - centre_ns) > max(_STEADY_FRACTION * centre_ns, noise_ns):
+    mads_ns = (_mad_ns(earlier), _mad_ns(later))
+    if abs(median(later) - centre_ns) > max(_STEADY_FRACTION * centre_ns, max(mads_ns)):
         return False
-    bound_ns = max(_QUARTILE_FRACTION * centre_ns, 2 * noise_ns)
+    bound_ns = max(_QUARTILE_FRACTION * centre_ns, 2 * min(mads_ns))
     pairs = zip(_quartiles_ns(earlier), _quartiles_ns(later))
     return all(abs(a - b) <= bound_ns for a, b in pairs)
 
@@ -75,7 +77,7 @@ def effective_count(latency_ns: Sequence[int]) -> float:
     if variance == 0:
         return float(n)
     total = 0.0
-    for lag in range(1, n // 2, 2):
+    for lag in range(1, min(n // 2, _LAGS_MAX), 2):
         pair = _correlation(centred, lag, variance) + _correlation(centred, lag + 1, variance)
         if pair <= 0:
             break

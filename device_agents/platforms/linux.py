@@ -14,6 +14,7 @@ from device_agents.sysfs import Root
 
 # Drivers answer -256 °C and the like for a sensor that is switched off.
 _TEMP_C_PLAUSIBLE = (-60.0, 200.0)
+_INPUT_LABELS = ("VDD_IN", "VIN")
 _CPU_COOLING_TYPES = ("cpufreq-", "thermal-cpufreq-", "Processor")
 
 
@@ -36,6 +37,7 @@ class Linux:
         ]
         supplies = root.glob("sys/class/power_supply/*")
         self._batteries = [s for s in supplies if self._is_board_battery(s)]
+        self._power_uw_file = _board_power_sensor(root)
         self._mains = [
             s for s in supplies if (root.read_text(f"{s}/type") or "") in ("Mains", "USB")
         ]
@@ -83,7 +85,10 @@ class Linux:
         return None
 
     def power_mw(self) -> Optional[int]:
-        """The board's draw, from a battery that is discharging; the sign differs by driver."""
+        """The board's draw: of a battery that is discharging, else of its input's sensor.
+
+        The sign of current_now differs by driver.
+        """
         for battery in self._batteries:
             if self.root.read_text(f"{battery}/status") != "Discharging":
                 continue
@@ -94,6 +99,9 @@ class Linux:
             current_ua = self.root.read_int(f"{battery}/current_now")
             if voltage_uv is not None and current_ua is not None:
                 return round(voltage_uv * abs(current_ua) / 1e9)
+        if self._power_uw_file is not None:
+            power_uw = self.root.read_int(self._power_uw_file)
+            return None if power_uw is None else round(power_uw / 1e3)
         return None
 
     def throttled(self) -> Optional[bool]:
@@ -137,6 +145,23 @@ class Linux:
             if value is not None and value > 0:
                 return value
         return None
+
+
+def _board_power_sensor(root: Root) -> Optional[str]:
+    """power1_input (µW) of an INA2xx on the board's input; None when none says that it is.
+
+    The kernel's ina2xx driver; a sensor that is labelled otherwise measures only a part.
+    """
+    sensors = [
+        folder
+        for folder in root.glob("sys/class/hwmon/hwmon[0-9]*")
+        if (root.read_text(f"{folder}/name") or "").startswith("ina2")
+        and root.exists(f"{folder}/power1_input")
+    ]
+    labelled = [s for s in sensors if root.read_text(f"{s}/in1_label") in _INPUT_LABELS]
+    alone = sensors if len(sensors) == 1 and not root.exists(f"{sensors[0]}/in1_label") else []
+    chosen = labelled or alone
+    return f"{chosen[0]}/power1_input" if chosen else None
 
 
 def policy_name(policy: str) -> str:

@@ -140,7 +140,7 @@ def _describe(program: Path) -> Dict[str, Any]:
 def _object(line: bytes) -> Dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise _protocol_error(f"it answered {line[:60]!r}, which is not a JSON object")

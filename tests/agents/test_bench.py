@@ -1,0 +1,275 @@
+"""One run with a runtime that is made here: every number is known beforehand."""
+
+import struct
+from dataclasses import replace
+
+import pytest
+
+from device_agents import bench as module
+from device_agents.bench import Bench, Identity, measure, time_until_enough
+from device_agents.contract import (
+    GoldenCheck,
+    MeasurementRecord,
+    Reason,
+    RunSpec,
+    StoppingRule,
+    decode,
+    encode,
+)
+from device_agents.errors import RunFailedError
+from device_agents.home import Home, Inputs
+from device_agents.platforms import Linux
+from device_agents.runtimes import TensorSpec
+
+SPEC = RunSpec("campaign", "board", "", "fake")
+IDENTITY = Identity("p" * 64, "a" * 64, "boot", simulated=True)
+
+
+class FakeRunner:
+    """Answers twice its input; its latencies follow ``latency(i)`` for the i-th inference."""
+
+    version, provider = "1.0", "FakeProvider"
+    inputs = outputs = (TensorSpec("x", "float32", (2,)),)
+
+    def __init__(self, latency=lambda i: 1000) -> None:
+        self.latency = latency
+        self.count = 0
+        self.batches = []
+        self.given = None
+        self.closed = False
+
+    def set_inputs(self, tensors):
+        self.given = tensors
+
+    def time_batch(self, count):
+        self.batches.append(count)
+        self.count += count
+        return [self.latency(i) for i in range(self.count - count, self.count)]
+
+    def read_outputs(self):
+        values = struct.unpack("<2f", self.given[0])
+        return [struct.pack("<2f", *(2 * value for value in values))]
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def home(tmp_path):
+    made = Home(tmp_path / "home")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def run(tree, home, monkeypatch):
+    """run(runner, spec, clocks) → record."""
+
+    def go(runner, spec=SPEC, clocks=(1_000_000,)) -> MeasurementRecord:
+        monkeypatch.setattr(module, "RUNTIMES", {"fake": lambda model, threads, scratch: runner})
+        readings = list(clocks)
+        bench = Bench(
+            IDENTITY,
+            Linux(tree.root),
+            Inputs(home),
+            home.scratch,
+            lambda: readings.pop(0) if len(readings) > 1 else readings[0],
+        )
+        record = measure(replace(spec, model_sha256=spec.model_sha256 or put(home, b"m")), bench)
+        assert decode(MeasurementRecord, encode(record)) == record
+        return record
+
+    return go
+
+
+def put(home, data: bytes) -> str:
+    import hashlib
+
+    sha256 = hashlib.sha256(data).hexdigest()
+    home.blob(sha256).write_bytes(data)
+    return sha256
+
+
+def test_a_record_holds_everything(run):
+    runner = FakeRunner()
+    record = run(runner)
+    assert record.error is None
+    assert record.verdict.valid
+    assert record.warmup_steady is True
+    assert record.warmup_count == 13  # two windows of 5, and 3 after the clock was measured
+    assert record.first_inference_ns == 1000
+    assert record.load_ns > 0
+    assert record.latency_ns == (1000,) * 30  # at once narrow enough, but not before the minimum
+    assert runner.count == 1 + 13 + 30
+    assert (record.runtime_version, record.execution_provider) == ("1.0", "FakeProvider")
+    assert record.simulated
+    assert record.boot_id == "boot"
+    assert record.max_abs_err is None
+    assert runner.closed
+    before, warm, *during, after = record.states
+    assert [s.effective_freq_khz for s in (before, warm, after)] == [1_000_000] * 3
+    assert during
+    assert all(state.effective_freq_khz is None for state in during)
+    times = [state.monotonic_ns for state in record.states]
+    assert times == sorted(times)
+
+
+def test_the_input_comes_from_the_seed(run):
+    first, same, other = FakeRunner(), FakeRunner(), FakeRunner()
+    run(first)
+    run(same, replace(SPEC, repeat=1))
+    run(other, replace(SPEC, input_seed=1))
+    assert first.given == same.given
+    assert first.given != other.given
+
+
+def test_warm_up_that_never_settles_is_bounded(run):
+    rule = StoppingRule(warmup_min=5, warmup_max=20, samples_min=10, samples_max=10)
+    runner = FakeRunner(lambda i: 1000 + 400 * i)
+    record = run(runner, replace(SPEC, stopping=rule))
+    assert record.warmup_count == 20
+    assert record.warmup_steady is False
+    assert Reason.NOT_STEADY in record.verdict.reasons
+
+
+def test_a_warm_up_too_short_to_judge(run):
+    rule = StoppingRule(warmup_min=1, warmup_max=1, samples_min=5, samples_max=5)
+    record = run(FakeRunner(), replace(SPEC, stopping=rule))
+    assert (record.warmup_count, record.warmup_steady) == (1, None)
+    assert record.verdict.valid
+
+
+def noisy(i: int) -> int:
+    return 100_000 + (i * 7919) % 90_001
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"), [(lambda i: 1000 + i % 2, 30), (noisy, 200), (lambda i: 1000, 30)]
+)
+def test_the_timed_loop_ends_by_its_interval_or_its_maximum(latency, expected):
+    rule = StoppingRule(samples_min=30, samples_max=200, ci_fraction=0.02)
+    assert len(time_until_enough(FakeRunner(latency), rule, [1000], lambda: 0.0)) == expected
+
+
+def test_the_timed_loop_ends_by_its_seconds():
+    seconds = iter(range(1000))
+    rule = StoppingRule(samples_min=5, samples_max=1000, max_seconds=3)
+    runner = FakeRunner(lambda i: 20_000_000 + noisy(i) * 100)
+    latency_ns = time_until_enough(runner, rule, [50_000_000], lambda: float(next(seconds)))
+    assert len(latency_ns) == 7  # 5 at least, then until the third look at the clock
+    assert max(runner.batches) == 1
+
+
+def test_no_batch_runs_past_the_bounds():
+    rule = StoppingRule(samples_min=7, samples_max=23, ci_fraction=0.0001)
+    runner = FakeRunner(noisy)
+    assert len(time_until_enough(runner, rule, [1], lambda: 0.0)) == 23
+    assert runner.batches == [7, 16]
+
+
+def golden(home, output: bytes, atol: float = 0.1) -> RunSpec:
+    check = GoldenCheck(put(home, struct.pack("<2f", 1, 2)), put(home, output), atol)
+    return replace(SPEC, golden=check)
+
+
+def test_golden(run, home):
+    record = run(FakeRunner(), golden(home, struct.pack("<2f", 2, 4.5)))
+    assert record.max_abs_err == 0.5
+    assert record.verdict.valid  # above atol: it is for the harness to judge
+    assert run(FakeRunner(), golden(home, struct.pack("<2f", 2, 4))).max_abs_err == 0.0
+
+
+def failure(record: MeasurementRecord) -> tuple[str, str]:
+    assert record.verdict is None
+    assert record.latency_ns == ()
+    assert record.error.next_step
+    assert len(record.states) == 1
+    return record.error.kind, record.error.fact
+
+
+def test_golden_of_another_shape_or_with_nan(run, home):
+    runner = FakeRunner()
+    assert failure(run(runner, golden(home, struct.pack("<3f", 2, 4, 5))))[0] == "model"
+    assert runner.closed
+    kind, fact = failure(run(FakeRunner(), golden(home, struct.pack("<2f", 2, float("nan")))))
+    assert (kind, fact) == ("model", "the output holds 4.0 where nan is expected")
+
+
+def test_golden_of_a_model_without_float32(run, home):
+    runner = FakeRunner()
+    runner.inputs = (TensorSpec("x", "int8", (8,)),)
+    kind, fact = failure(run(runner, golden(home, b"")))
+    assert kind == "model"
+    assert "int8" in fact
+
+
+def test_missing_and_damaged_blobs(run, home):
+    kind, fact = failure(run(FakeRunner(), replace(SPEC, model_sha256="0" * 64)))
+    assert (kind, fact) == (
+        "missing_blob",
+        "000000000000 cannot be read (No such file or directory)",
+    )
+    sha256 = put(home, b"model")
+    home.blob(sha256).write_bytes(b"m0del")
+    assert failure(run(FakeRunner(), replace(SPEC, model_sha256=sha256)))[0] == "missing_blob"
+    assert home.present([sha256]) == ([], [sha256])  # pushed anew the next time
+    check = GoldenCheck("1" * 64, "2" * 64, 0.1)
+    assert failure(run(FakeRunner(), replace(SPEC, golden=check)))[0] == "missing_blob"
+    missing = replace(SPEC, artifact_id="3" * 64)
+    assert failure(run(FakeRunner(), missing)) == (
+        "missing_blob",
+        f"artifact {'3' * 12} is not installed whole ([Errno 2] No such file or directory: "
+        f"'{home.artifacts}/{'3' * 64}/manifest.json')",
+    )
+
+
+def test_an_unknown_runtime(run):
+    kind, fact = failure(run(FakeRunner(), replace(SPEC, runtime="tvm")))
+    assert (kind, fact) == ("runtime", "this agent knows no runtime 'tvm'")
+
+
+def test_what_the_runtime_says_is_in_the_record(run):
+    class Failing(FakeRunner):
+        def time_batch(self, count):
+            raise RunFailedError("runtime", "no\n  kernel", "update")
+
+    runner = Failing()
+    assert failure(run(runner)) == ("runtime", "no kernel")
+    assert runner.closed
+
+
+def test_a_bug_raises(run):
+    class Buggy(FakeRunner):
+        def time_batch(self, count):
+            raise ZeroDivisionError
+
+    runner = Buggy()
+    with pytest.raises(ZeroDivisionError):
+        run(runner)
+    assert runner.closed
+
+
+def test_a_clock_that_falls_is_measured_twice(run):
+    hiccup = run(FakeRunner(), clocks=(1_000_000, 1_000_000, 800_000, 990_000))
+    assert hiccup.states[-1].effective_freq_khz == 990_000
+    assert hiccup.verdict.valid
+    fallen = run(FakeRunner(), clocks=(1_000_000, 1_000_000, 800_000, 810_000))
+    assert fallen.verdict.reasons == (Reason.CLOCK_DRIFTED,)
+
+
+def test_no_clock(run):
+    record = run(FakeRunner(), clocks=(None,))
+    assert record.verdict.valid
+    assert all(state.effective_freq_khz is None for state in record.states)
+
+
+def test_throttling_is_seen_in_the_record(run, tree):
+    device = "sys/class/thermal/cooling_device0"
+    tree.put({f"{device}/type": "cpufreq-cpu0", f"{device}/cur_state": "0"})
+
+    def latency(i):
+        if i == 20:
+            tree.put({f"{device}/cur_state": "1"})
+        return 1000
+
+    assert run(FakeRunner(latency)).verdict.reasons == (Reason.THROTTLED,)

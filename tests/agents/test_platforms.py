@@ -1,0 +1,252 @@
+"""Trees in the forms of the kernel's ABI documents and of vendors' guides, odd ones included."""
+
+import pytest
+
+from device_agents.platforms import Jetson, Linux, RaspberryPi, select
+from device_agents.platforms.raspberry_pi import GET_THROTTLED, parse_throttled
+
+THERMAL = "sys/class/thermal"
+SUPPLY = "sys/class/power_supply"
+
+
+def zones(*temps: str) -> dict[str, str]:
+    files = {f"{THERMAL}/thermal_zone{i}/type": f"zone-{i}\n" for i in range(len(temps))}
+    return files | {f"{THERMAL}/thermal_zone{i}/temp": t for i, t in enumerate(temps)}
+
+
+def test_an_empty_board_is_unreadable_and_not_zero(tree):
+    state = Linux(tree.root).observe()
+    assert state.temp_c() is None
+    assert state.freq_khz() is None
+    assert state.governor is None
+    assert state.battery_pct is None
+    assert state.power_mw is None
+    assert state.throttled is None
+    assert state.effective_freq_khz is None
+    assert state.monotonic_ns > 0
+
+
+def test_one_bad_zone_drops_no_other(tree):
+    # Orin Nano's offline CV zones answer EAGAIN; others give -256 °C; one file is empty.
+    tree.put(zones("45500\n", "-256000\n", "", "51000\n"))
+    tree.put({f"{THERMAL}/thermal_zone4/type": "cv0-thermal\n"})
+    tree.unreadable(f"{THERMAL}/thermal_zone4/temp")
+    assert Linux(tree.root).temp_c_by_zone() == (
+        ("zone-0", 45.5),
+        ("zone-1", None),
+        ("zone-2", None),
+        ("zone-3", 51.0),
+        ("cv0-thermal", None),
+    )
+    assert Linux(tree.root).observe().temp_c() == 51.0
+
+
+def test_a_zone_without_a_type_has_its_folders_name(tree):
+    tree.put({f"{THERMAL}/thermal_zone3/temp": "40000"})
+    assert Linux(tree.root).temp_c_by_zone() == (("thermal_zone3", 40.0),)
+
+
+def test_the_hardwares_clock_goes_before_the_request(tree):
+    tree.put(tree.cpufreq)
+    assert Linux(tree.root).freq_khz_by_policy() == (("policy0", 1500000),)
+    tree.put({f"{tree.policy}/cpuinfo_cur_freq": "1200000\n"})
+    assert Linux(tree.root).freq_khz_by_policy() == (("policy0", 1200000),)
+    tree.put({f"{tree.policy}/cpuinfo_cur_freq": "<unknown>\n"})
+    assert Linux(tree.root).freq_khz_by_policy() == (("policy0", 1500000),)
+
+
+def test_a_clock_of_zero_is_unreadable(tree):
+    tree.put({f"{tree.policy}/scaling_cur_freq": "0\n"})
+    assert Linux(tree.root).freq_khz_by_policy() == (("policy0", None),)
+
+
+def test_boards_without_policies_have_cpufreq_below_the_cpu(tree):
+    tree.put({"sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "800000"})
+    assert Linux(tree.root).freq_khz_by_policy() == (("cpu0", 800000),)
+
+
+def test_policies_that_differ_are_all_named(tree):
+    other = tree.policy.replace("policy0", "policy4")
+    tree.put(tree.cpufreq).put({f"{other}/scaling_governor": "performance"})
+    assert Linux(tree.root).governor() == "ondemand+performance"
+
+
+def test_a_battery(tree):
+    tree.put(
+        {
+            f"{SUPPLY}/BAT0/type": "Battery\n",
+            f"{SUPPLY}/BAT0/capacity": "63\n",
+            f"{SUPPLY}/BAT0/status": "Discharging\n",
+            f"{SUPPLY}/BAT0/voltage_now": "3868000\n",
+            f"{SUPPLY}/BAT0/current_now": "-650000\n",
+            # 0.1 °C: 31.2 °C, never a zone of 312 °C
+            f"{SUPPLY}/BAT0/temp": "312\n",
+            f"{SUPPLY}/hid-mouse/type": "Battery\n",
+            f"{SUPPLY}/hid-mouse/scope": "Device\n",
+            f"{SUPPLY}/hid-mouse/capacity": "5\n",
+        }
+    )
+    board = Linux(tree.root)
+    state = board.observe()
+    assert state.battery_pct == 63.0
+    assert state.power_mw == 2514
+    assert state.temp_c() is None
+    assert board.power_source() == "battery"
+
+
+@pytest.mark.parametrize("capacity", ["-1", "101", "", "Unknown"])
+def test_a_charge_that_is_none(tree, capacity):
+    tree.put({f"{SUPPLY}/BAT0/type": "Battery", f"{SUPPLY}/BAT0/capacity": capacity})
+    assert Linux(tree.root).battery_pct() is None
+    assert Linux(tree.root).has_battery()
+
+
+def test_a_charging_current_is_no_draw(tree):
+    tree.put(
+        {
+            f"{SUPPLY}/BAT0/type": "Battery",
+            f"{SUPPLY}/BAT0/status": "Charging",
+            f"{SUPPLY}/BAT0/voltage_now": "4000000",
+            f"{SUPPLY}/BAT0/current_now": "1000000",
+        }
+    )
+    assert Linux(tree.root).power_mw() is None
+    assert Linux(tree.root).power_source() == "mains"
+
+
+def test_mains_that_are_on_and_off(tree):
+    tree.put({f"{SUPPLY}/AC/type": "Mains", f"{SUPPLY}/AC/online": "1"})
+    assert Linux(tree.root).power_source() == "mains"
+    tree.put({f"{SUPPLY}/AC/online": "0"})
+    assert Linux(tree.root).power_source() is None
+
+
+def test_the_boards_input_sensor_and_not_a_part_of_it(tree):
+    hwmon = "sys/class/hwmon"
+    tree.put(
+        {
+            f"{hwmon}/hwmon0/name": "amdgpu",
+            f"{hwmon}/hwmon0/power1_input": "90000000",
+            f"{hwmon}/hwmon1/name": "ina219",
+            f"{hwmon}/hwmon1/in1_label": "VDD_CPU",
+            f"{hwmon}/hwmon1/power1_input": "1000000",
+        }
+    )
+    assert Linux(tree.root).power_mw() is None
+    tree.put(
+        {
+            f"{hwmon}/hwmon2/name": "ina219",
+            f"{hwmon}/hwmon2/in1_label": "VDD_IN",
+            f"{hwmon}/hwmon2/power1_input": "4250000",
+        }
+    )
+    assert Linux(tree.root).power_mw() == 4250
+
+
+def test_only_a_cpus_cooling_device_is_throttling(tree):
+    tree.put(
+        {
+            f"{THERMAL}/cooling_device0/type": "pwm-fan",
+            f"{THERMAL}/cooling_device0/cur_state": "3",
+            f"{THERMAL}/cooling_device1/type": "cpufreq-cpu0",
+            f"{THERMAL}/cooling_device1/cur_state": "0",
+        }
+    )
+    assert Linux(tree.root).throttled() is False
+    tree.put({f"{THERMAL}/cooling_device1/cur_state": "2"})
+    assert Linux(tree.root).throttled() is True
+    tree.put({f"{THERMAL}/cooling_device1/cur_state": "?"})
+    assert Linux(tree.root).throttled() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "throttled"),
+    [
+        ("0", False),
+        ("50000", False),  # has occurred, is not now
+        ("50005", True),
+        ("0x50004", True),  # as vcgencmd writes it
+        ("8", True),  # soft temperature limit now
+        ("1", False),  # under-voltage alone caps nothing
+        ("E0008", True),
+    ],
+)
+def test_raspberry_pi_throttling(tree, text, throttled):
+    tree.put({GET_THROTTLED: text + "\n"})
+    board = select(tree.root)
+    assert isinstance(board, RaspberryPi)
+    assert board.throttled() is throttled
+
+
+@pytest.mark.parametrize("text", [None, "", "throttled=0x0", "-1", "0x", "g", "123456789", "1_0"])
+def test_raspberry_pi_bits_that_are_none(text):
+    assert parse_throttled(text) is None
+
+
+def test_raspberry_pi_falls_back_on_the_kernel(tree):
+    tree.put(
+        {
+            "proc/device-tree/compatible": "raspberrypi,4-model-b\0brcm,bcm2711\0",
+            f"{THERMAL}/cooling_device0/type": "cpufreq-cpu0",
+            f"{THERMAL}/cooling_device0/cur_state": "1",
+        }
+    )
+    assert select(tree.root).name == "raspberry_pi"
+    assert select(tree.root).throttled() is True
+
+
+INA = "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
+
+
+def rail(number: int, label: str, millivolts: str, milliamperes: str) -> dict[str, str]:
+    return {
+        f"{INA}/in{number}_label": f"{label}\n",
+        f"{INA}/in{number}_input": f"{millivolts}\n",
+        f"{INA}/curr{number}_input": f"{milliamperes}\n",
+    }
+
+
+def jetson(tree) -> Jetson:
+    tree.put({"proc/device-tree/compatible": "nvidia,p3767-0000\0nvidia,tegra234\0"})
+    board = select(tree.root)
+    assert isinstance(board, Jetson)
+    return board
+
+
+def test_jetson_total_rail(tree):
+    # Orin Nano, JetPack 6: VDD_IN feeds the others
+    tree.put(rail(1, "VDD_IN", "5032", "1096") | rail(2, "VDD_CPU_GPU_CV", "5024", "200"))
+    assert jetson(tree).power_mw() == 5515
+
+
+def test_jetson_without_a_total_is_the_sum_without_nc(tree):
+    tree.put(
+        rail(1, "GPU", "5000", "100") | rail(2, "CPU", "5000", "300") | rail(3, "NC", "1", "1")
+    )
+    assert jetson(tree).power_mw() == 2000
+
+
+def test_jetson_part_of_a_sum_is_no_draw(tree):
+    tree.put(rail(1, "GPU", "5000", "100") | rail(2, "CPU", "5000", "EAGAIN"))
+    assert jetson(tree).power_mw() is None
+
+
+def test_jetson_of_jetpack_4(tree):
+    iio = "sys/bus/i2c/devices/6-0040/iio:device0"
+    tree.put(
+        {
+            f"{iio}/rail_name_0": "POM_5V_IN",
+            f"{iio}/in_voltage0_input": "4900",
+            f"{iio}/in_current0_input": "500",
+            f"{iio}/rail_name_1": "POM_5V_GPU",
+        }
+    )
+    assert jetson(tree).power_mw() == 2450
+
+
+def test_jetson_without_sensors(tree):
+    assert jetson(tree).power_mw() is None
+
+
+def test_any_other_board_is_linux(tree):
+    assert select(tree.root).name == "linux"
