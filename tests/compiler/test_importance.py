@@ -47,11 +47,29 @@ def test_every_coupled_layer_counts(traced, norm, raise_channel):
     assert importance.keep(space, scores, (1, 1))[0] == ("0", (5,))
 
 
-def test_batch_norm_scales_the_layer_before_it_by_its_variance(traced):
+def test_a_dead_channel_is_not_ranked_up_by_its_tiny_variance(traced):
     network, space = traced
-    network[1].running_var[2] = 1e-4
+    network[1].running_var[2] = 1e-12
     scores = importance.magnitude(network, space)
-    assert importance.keep(space, scores, (1, 4))[0] == ("0", (2,))
+    assert scores[0][2] == pytest.approx(1.0)
+
+
+def test_activation_counts_what_channels_hand_on(traced):
+    network, space = traced
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network[1].bias[3] = -1e3  # ReLU silences channel 3
+        network[1].bias[6] = 1e3  # channel 6 is loud
+        network[3].weight[:, 5] = 0.0  # nobody reads channel 5
+        network[3].bias[2] = 1e5
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    scores = importance.activation(network, space, x)
+    assert network.training
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+    assert scores[0][3] == scores[0][5] == 0.0
+    assert importance.keep(space, scores, (1, 1)) == (("0", (6,)), ("3", (2,)))
+    assert [len(s) for s in scores] == [8, 4]
 
 
 def test_smaller_widths_keep_subsets():
