@@ -6,9 +6,12 @@ Tensors cross this border as raw little-endian bytes in the model's own layout.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Mapping, Protocol, Sequence, Tuple
+from typing import Callable, Iterator, List, Mapping, Protocol, Sequence, Tuple
+
+from device_agents.errors import RunFailedError
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,29 @@ Loader = Callable[[Path, int, Path], Runner]
 """(model file, threads, folder for temporary files) → Runner. Raises RunFailedError."""
 
 
+@contextlib.contextmanager
+def _numpy_for(distribution: str) -> Iterator[None]:
+    """Numpy comes with either runtime: a board without it has neither."""
+    try:
+        yield
+    except ImportError as error:
+        raise RunFailedError(
+            "runtime",
+            f"{distribution} does not import ({error})",
+            f"pip install {distribution} on the board",
+        ) from None
+
+
 def _ort(model: Path, threads: int, scratch: Path) -> Runner:
-    from device_agents.runtimes.ort import OrtRunner
+    with _numpy_for("onnxruntime"):
+        from device_agents.runtimes.ort import OrtRunner
 
     return OrtRunner(model, threads)
 
 
 def _tflite(model: Path, threads: int, scratch: Path) -> Runner:
-    from device_agents.runtimes.tflite import TfliteRunner
+    with _numpy_for("ai-edge-litert"):
+        from device_agents.runtimes.tflite import TfliteRunner
 
     return TfliteRunner(model, threads)
 
