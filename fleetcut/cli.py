@@ -7,6 +7,7 @@ Imports of torch and the exporters wait until a verb needs them, so that --help 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from harness.errors import BoardError, DocumentError, HarnessError
 Handler = Callable[[Console, argparse.Namespace], int]
 
 INTERRUPTED = 130
+
+# Read by OpenMP when torch loads it, later than this line. Its threads spin while they wait, and
+# one other busy process then makes training ten times slower; asleep they cost nothing.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
