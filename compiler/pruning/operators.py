@@ -45,10 +45,11 @@ def check_operators(network: nn.Module, x: Tensor, name: str) -> None:
         output = network(x)
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != x.shape[0]:
         raise UnsupportedOpError("an output that is not one (n, classes) tensor", name)
-    for op, module_type in _MODULE_OF_OPERATOR.items():
+    for module_type, ops in _OPERATORS_OF_MODULE.items():
         modules = sum(isinstance(module, module_type) for module in network.modules())
-        if recorder.calls[op] > modules:
-            raise UnsupportedOpError(f"{op} called outside a module or more than once", name)
+        if sum(recorder.calls[op] for op in ops) > modules:
+            uses = " or ".join(ops)
+            raise UnsupportedOpError(f"{uses} called outside a module or more than once", name)
 
 
 class _Recorder(TorchDispatchMode):
@@ -92,9 +93,12 @@ def _same_channels(args: tuple[Any, ...]) -> bool:
     )
 
 
-def _spatial_mean(args: tuple[Any, ...]) -> bool:
-    x, axes = args[0], args[1]
-    return x.ndim == 4 and {axis % 4 for axis in axes or (0,)} <= {2, 3}
+def _spatial_axes(args: tuple[Any, ...]) -> bool:
+    """Only height and width are named, and at least one of them."""
+    if len(args) < 2 or args[0].ndim != 4:
+        return False
+    axes = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+    return bool(axes) and {axis % 4 for axis in axes} <= {2, 3}
 
 
 def _flattens(args: tuple[Any, ...]) -> bool:
@@ -105,19 +109,14 @@ def _flattens(args: tuple[Any, ...]) -> bool:
     return after in {before, (before[0], features), (before[0], -1), (-1, features)}
 
 
-def _spatial_axes(args: tuple[Any, ...]) -> bool:
-    axes = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-    return args[0].ndim == 4 and {axis % 4 for axis in axes} <= {2, 3}
-
-
 def _spatial_padding(args: tuple[Any, ...]) -> bool:
     return args[0].ndim == 4 and len(args[1]) <= 4 and (len(args) < 3 or args[2] == 0)
 
 
-_MODULE_OF_OPERATOR: dict[str, type[nn.Module]] = {
-    "convolution": nn.Conv2d,
-    "addmm": nn.Linear,
-    "native_batch_norm": nn.modules.batchnorm._BatchNorm,
+_OPERATORS_OF_MODULE: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("convolution",),
+    nn.Linear: ("addmm", "mm"),
+    nn.modules.batchnorm._BatchNorm: ("native_batch_norm",),
 }
 
 _ALLOWED: dict[str, Rule] = {
@@ -145,7 +144,7 @@ _ALLOWED: dict[str, Rule] = {
     "mul": _same_channels,
     "div": _same_channels,
     # Within a channel.
-    "mean": _spatial_mean,
+    "mean": _spatial_axes,
     "avg_pool2d": _always,
     "max_pool2d_with_indices": _always,
     "_adaptive_avg_pool2d": _always,

@@ -177,6 +177,19 @@ class Unsafe:
         def features(self, x):
             return self.more(self.body(x))
 
+    class GlobalMean(Net):
+        def features(self, x):
+            return self.body(x - x.mean())
+
+    class Squeezed(Net):
+        def features(self, x):
+            return self.body(x.mean([2, 3], keepdim=True).squeeze()[..., None, None])
+
+    class Gram(Net):
+        def features(self, x):
+            vectors = self.body(x).mean([2, 3])
+            return (vectors.mm(vectors.t()).mm(vectors) + vectors)[..., None, None]
+
     class Softmax(Net):
         def features(self, x):
             return self.body(x.softmax(dim=1))
@@ -202,6 +215,9 @@ class Unsafe:
         (Unsafe.Functional(), "Functional with parameter weight"),
         (Unsafe.Reused(conv(8, 8)), "convolution called outside a module or more than once"),
         (Unsafe.Tied(), r"weights shared by body\.weight and more\.weight"),
+        (Unsafe.GlobalMean(conv(8, 8)), r"mean\.default\(2x8x16x16\)"),
+        (Unsafe.Squeezed(conv(8, 8)), r"squeeze\.default\(2x8x1x1\)"),
+        (Unsafe.Gram(conv(8, 8)), "cannot prune through"),
         (Unsafe.Softmax(conv(8, 8)), r"_softmax\.default"),
         (Unsafe.TwoOutputs(conv(8, 8)), "an output that is not one"),
         (Unsafe.BatchMixer(conv(8, 8)), r"view\.default"),
