@@ -96,11 +96,11 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
     try:
         error, first_ns = _first(spec, bench.inputs, runner)
         warmup_ns, steady = _warm_up(runner, spec.stopping)
-        warm = bench.platform.observe(bench.clock_khz())
+        warm = bench.platform.observe(_clock_since(bench, before))
         with Sampler(bench.platform) as sampler:
             warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
             latency_ns = time_until_enough(runner, spec.stopping, warmup_ns)
-        after = bench.platform.observe(_clock_after(bench, warm))
+        after = bench.platform.observe(_clock_since(bench, warm))
         version, provider = runner.version, runner.provider
     finally:
         runner.close()
@@ -216,12 +216,12 @@ def time_until_enough(
     return latency_ns
 
 
-def _clock_after(bench: Bench, warm: BoardState) -> Optional[int]:
-    """The clock after the loop; a reading that would condemn the run is taken once more.
+def _clock_since(bench: Bench, earlier: BoardState) -> Optional[int]:
+    """The clock now; a reading that differs from the earlier one is taken once more.
 
     Other work on the core can only lower a reading, so the higher of the two is nearer the truth.
     """
     first_khz = bench.clock_khz()
-    if first_khz is None or not drifted(warm.effective_freq_khz, first_khz):
+    if first_khz is None or not drifted(earlier.effective_freq_khz, first_khz):
         return first_khz
     return max(first_khz, bench.clock_khz() or 0)

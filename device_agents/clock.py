@@ -10,7 +10,7 @@ The idea is sbc-bench's and mhz's (https://github.com/wtarreau/mhz).
 
 Limits: it is the clock of the core that the calling thread runs on, while that core is busy; an
 emulator's figure is how fast it emulates; other work on the core can only lower a trial, so the
-highest of several is taken, and a core that is never free for 1 ms reads low.
+highest of several is taken, and a core that is never free for 0.2 ms reads low.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Callable, Optional
 _CHAIN = 256
 """Additions in a row: the loop's own branch is then under 1 %, and the code fits every cache."""
 
-_TRIAL_NS = 800_000
-_TRIALS = 7
+_TRIAL_NS = 200_000
+_TRIALS = 40
 
 Chain = Callable[[int], int]
 
@@ -36,7 +36,7 @@ Chain = Callable[[int], int]
 def effective_freq_khz(
     chain: Optional[Chain] = None, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> Optional[int]:
-    """The calling thread's core in kHz; about 6 ms. None when it cannot be measured here.
+    """The calling thread's core in kHz; about 9 ms. None when it cannot be measured here.
 
     chain(n) runs n times 256 dependent additions; by default this machine's own.
     """

@@ -24,13 +24,24 @@ PLAIN_INTERVAL_S = 5.0
 """Between two plain progress lines: a log should show life, not drown in it."""
 
 
+LOG_WIDTH = 200
+"""A log has no width; without one rich would fold tables at 80 columns."""
+
+
+def _rich(*, stderr: bool) -> RichConsole:
+    console = RichConsole(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
 class Console:
     """One command's output. json_mode: people's lines go to stderr, the answer is JSON."""
 
     def __init__(self, *, json_mode: bool = False) -> None:
         self.json_mode = json_mode
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._out = self._err if json_mode else RichConsole(highlight=False, soft_wrap=True)
+        self._err = _rich(stderr=True)
+        self._out = self._err if json_mode else _rich(stderr=False)
 
     def line(self, text: str = "") -> None:
         """A line for a person."""
@@ -51,9 +62,7 @@ class Console:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*("-" if cell is None else str(cell) for cell in row))
-        # A log has no width: without one, rich would cut tables at 80 columns.
-        width = None if self._out.is_terminal else 200
-        self._out.print(table, markup=False, width=width)
+        self._out.print(table, markup=False)
 
     def answer(self, document: Any) -> None:
         """The machine-readable answer, printed only with --json."""

@@ -107,7 +107,9 @@ class _InventoryFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = Field(examples=[1])
-    boards: list[_BoardEntry] = Field(min_length=1, examples=["a list, each entry with a board_id of its own"])
+    boards: list[_BoardEntry] = Field(
+        min_length=1, examples=["a list, each entry with a board_id of its own"]
+    )
 
     @field_validator("boards")
     @classmethod
