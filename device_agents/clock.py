@@ -27,8 +27,11 @@ from typing import Callable, Optional
 _CHAIN = 256
 """Additions in a row: the loop's own branch is then under 1 %, and the code fits every cache."""
 
-_TRIAL_NS = 200_000
-_TRIALS = 40
+_TRIALS_NS = (1_000_000,) * 5 + (200_000,) * 20
+"""Long ones, for which a late wake-up counts little, and short ones, which fit between others'
+time slices: the highest of all stands."""
+
+_SEARCH_NS = 100_000
 
 Chain = Callable[[int], int]
 
@@ -43,9 +46,10 @@ def effective_freq_khz(
     run = chain or native_chain()
     if run is None:
         return None
-    rounds = _rounds_for(run, clock_ns)
     best_khz = 0.0
-    for _ in range(_TRIALS):
+    rounds_per_ns = _rounds_per_ns(run, clock_ns)
+    for trial_ns in _TRIALS_NS:
+        rounds = max(1, round(trial_ns * rounds_per_ns))
         start_ns = clock_ns()
         run(rounds)
         elapsed_ns = clock_ns() - start_ns
@@ -54,15 +58,15 @@ def effective_freq_khz(
     return round(best_khz) or None
 
 
-def _rounds_for(run: Chain, clock_ns: Callable[[], int]) -> int:
-    """Rounds that fill one trial. The search itself wakes a core that had clocked down."""
+def _rounds_per_ns(run: Chain, clock_ns: Callable[[], int]) -> float:
+    """How fast rounds go, roughly. The search itself wakes a core that had clocked down."""
     rounds = 16
     while True:
         start_ns = clock_ns()
         run(rounds)
         elapsed_ns = clock_ns() - start_ns
-        if elapsed_ns * 4 >= _TRIAL_NS or rounds >= 1 << 20:
-            return max(1, round(rounds * _TRIAL_NS / max(1, elapsed_ns)))
+        if elapsed_ns >= _SEARCH_NS or rounds >= 1 << 20:
+            return rounds / max(1, elapsed_ns)
         rounds *= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import subprocess
 import sys
 import zipfile
@@ -230,8 +231,13 @@ class Gate:
         self._gate.touch()
 
     def arrived(self):
-        """Blocks until a stub is in its bench: an open pipe that ends when the stub does."""
-        return open(self._control / "arrived")
+        """Waits until a stub is in its bench: an open pipe that ends when the stub does."""
+        fd = os.open(self._control / "arrived", os.O_RDONLY | os.O_NONBLOCK)
+        if not select.select([fd], [], [], PROGRAM_TIMEOUT_S)[0]:
+            os.close(fd)
+            pytest.fail("no stub came to its bench")
+        os.set_blocking(fd, True)
+        return os.fdopen(fd)
 
     def open(self) -> None:
         self._gate.unlink()

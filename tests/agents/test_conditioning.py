@@ -11,10 +11,20 @@ from device_agents.errors import RunFailedError, StoppedError
 from device_agents.platforms import Linux
 
 
+class Kernel(Linux):
+    """Runs at the upper limit at once, or where its firmware caps it."""
+
+    cap_khz = 10**9
+
+    def freq_khz_by_policy(self):
+        most = [self.root.read_int(f"{policy}/scaling_max_freq") for policy in self.policies]
+        names = [name for name, _ in super().freq_khz_by_policy()]
+        return tuple((name, min(khz, self.cap_khz)) for name, khz in zip(names, most, strict=True))
+
+
 def conditioner(tree, tmp_path, board=None) -> Conditioner:
-    return Conditioner(
-        board or Linux(tree.root), tmp_path / "restore.json", lambda seconds: None, ()
-    )
+    board = board or Kernel(tree.root)
+    return Conditioner(board, tmp_path / "restore.json", lambda seconds: None, ())
 
 
 def settings(tree) -> tuple[str, str, str]:
@@ -55,6 +65,25 @@ def test_what_a_killed_worker_left_is_put_back_by_the_next(tree, tmp_path):
     assert settings(tree) == ("ondemand", "1500000", "1500000")
     conditioner(tree, tmp_path).restore()
     assert settings(tree) == BEFORE
+
+
+def test_a_clock_that_firmware_keeps_lower_is_not_the_one_asked_for(tree, tmp_path):
+    tree.put(tree.cpufreq)
+    board = Kernel(tree.root)
+    board.cap_khz = 950_000  # within what dividers round to
+    with conditioner(tree, tmp_path, board).hold(Condition(freq_khz=1000000), 1):
+        pass
+    board.cap_khz = 750_000
+    fact = unmet(tree, tmp_path, Condition(freq_khz=1000000), board)
+    assert fact == "policy0 runs at 750000 kHz after it was set to 1000000 kHz"
+    assert settings(tree) == BEFORE
+
+
+def test_a_clock_that_cannot_be_read_is_taken_as_set(tree, tmp_path):
+    tree.put(tree.cpufreq)
+    tree.put({f"{tree.policy}/scaling_cur_freq": "<unknown>"})
+    with conditioner(tree, tmp_path, Linux(tree.root)).hold(Condition(freq_khz=1000000), 1):
+        assert settings(tree)[1:] == ("1000000", "1000000")
 
 
 @pytest.mark.parametrize(
