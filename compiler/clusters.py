@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from compiler.dataset import DatasetError, Runs
+from compiler.dataset import DatasetError, Runs, lower_median
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -89,15 +89,10 @@ def anchor_latencies(runs: Runs, anchors: Sequence[str]) -> AnchorLatencies:
                 "Next: select one campaign"
             )
     medians = np.array(
-        [[_lower_median([np.median(r) for r in of_cell[b, a]]) for a in anchors] for b in boards]
+        [[lower_median([np.median(r) for r in of_cell[b, a]]) for a in anchors] for b in boards]
     )
     noise = np.array([_noise([of_cell[board, anchor] for board in boards]) for anchor in anchors])
     return AnchorLatencies(boards, tuple(anchors), medians, noise, runs.source_sha256)
-
-
-def _lower_median(values: Sequence[float]) -> float:
-    """Of two repeats the faster: what disturbs a run slows it, so the mean of both would not do."""
-    return float(sorted(values)[(len(values) - 1) // 2])
 
 
 def _noise(repeats_by_board: Sequence[Sequence[tuple[float, ...]]]) -> float:

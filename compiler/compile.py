@@ -97,7 +97,13 @@ def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) 
         train_settings(recipe.training, recipe.seed),
         lambda done, total, figures: observe(title, done, total, show(figures)),
     )
-    space = trace(network, networks.input_shape(name), name, width_step=recipe.width_step)
+    space = trace(
+        network,
+        networks.input_shape(name),
+        name,
+        width_step=recipe.width_step,
+        min_fraction=recipe.min_width_fraction,
+    )
     write_text(work.space(name), space.to_json())
     weights.save(network.state_dict(), work.dense_weights(name))
     facts = {
@@ -157,7 +163,9 @@ def _propose_samples(
             models.append(ProposedModel(f"{_slug(name)}-{position:03d}", model, facts))
             observe("sample shapes", len(models), total, name)
     boards = list(clusters.representatives_.values())
-    return propose(work, recipe, "samples", models, boards=boards, repeats=1)
+    return propose(
+        work, recipe, "samples", models, boards=boards, repeats=recipe.measuring.sample_repeats
+    )
 
 
 def _held_out(n: int, recipe: Recipe) -> set[int]:
@@ -260,7 +268,9 @@ def _emit(
                 artifacts.append(entry)
             except TargetError as error:
                 notes.append(f"{name}: {error}")
-    final = propose(work, recipe, "final", finals, boards=None, repeats=1)
+    final = propose(
+        work, recipe, "final", finals, boards=None, repeats=recipe.measuring.sample_repeats
+    )
     anchors = load_proposal(work, "anchors")
     write_json(
         work.compiled,

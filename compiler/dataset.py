@@ -281,6 +281,14 @@ def _refuse_mixed_versions(path: Path, runs: Sequence[Run]) -> None:
             )
 
 
+def lower_median(values: Sequence[float]) -> float:
+    """Of two the smaller: what disturbs a run slows it, so the mean of both would not do.
+
+    values: any unit, at least one.
+    """
+    return float(sorted(values)[(len(values) - 1) // 2])
+
+
 def make_dataset(
     runs: Runs,
     x_by_model: Mapping[str, FloatArray],
@@ -289,9 +297,10 @@ def make_dataset(
     *,
     min_measured: float = 0.8,
 ) -> Dataset:
-    """One row for each run of a model in x_by_model; runs of other models are left out.
+    """One row for each board and model in x_by_model: the lower median over its repeats.
 
-    x_by_model: model_sha256 → (n_features,). board_ids: only these boards; None for all.
+    Runs of other models are left out. x_by_model: model_sha256 → (n_features,). board_ids: only
+    these boards; None for all.
     min_measured: the fraction of the models, 0..1, that must have a run there: a few that timed
     out or throttled are no reason to stop. Raises DatasetError for fewer, for no run at all, and
     where the runs differ in runtime, precision or threads, which no feature here tells apart.
@@ -315,10 +324,13 @@ def make_dataset(
             f"{runs.source}: mixes {', '.join(f'{r} {p} {t} threads' for r, p, t in cells)}. "
             "Next: select one runtime, precision and number of threads"
         )
+    repeats: dict[tuple[str, str], list[float]] = {}
+    for run in rows:
+        repeats.setdefault((run.board_id, run.model_sha256), []).append(run.p50_ms)
     return Dataset(
-        x=np.stack([np.asarray(x_by_model[run.model_sha256], dtype=np.float64) for run in rows]),
-        y_ms=np.asarray([run.p50_ms for run in rows]),
-        board_ids=tuple(run.board_id for run in rows),
+        x=np.stack([np.asarray(x_by_model[model], dtype=np.float64) for _, model in repeats]),
+        y_ms=np.asarray([lower_median(values) for values in repeats.values()]),
+        board_ids=tuple(board for board, _ in repeats),
         feature_names=tuple(feature_names),
         source_sha256=runs.source_sha256,
     )

@@ -147,9 +147,9 @@ def _initialise(network: nn.Module) -> None:
 
 
 def digits_mobilenet() -> nn.Module:
-    """MobileNetV1-style, 114 M multiply-adds at 3 x 32 x 32; most of them in 512-wide layers."""
+    """MobileNetV1-style, 63 M multiply-adds at 3 x 32 x 32; most of them in 512-wide layers."""
     # (output channels, stride)
-    plan = ((64, 1), (128, 1), (256, 1), (512, 2), *((512, 1),) * 4, (1024, 2), (1024, 1))
+    plan = ((64, 1), (128, 1), (256, 1), (512, 2), (512, 1), (512, 1), (1024, 2))
     blocks, width = [], 32
     for channels, stride in plan:
         blocks.append(SeparableBlock(width, channels, stride))
@@ -158,9 +158,9 @@ def digits_mobilenet() -> nn.Module:
 
 
 def digits_resnet() -> nn.Module:
-    """ResNet-style, three stages of basic blocks, 124 M multiply-adds at 3 x 32 x 32."""
+    """ResNet-style, three stages of basic blocks, 67 M multiply-adds at 3 x 32 x 32."""
     # (output channels, blocks, stride of the first)
-    plan = ((64, 2, 1), (128, 2, 2), (256, 3, 2))
+    plan = ((64, 1, 1), (128, 1, 2), (256, 2, 2))
     blocks, width = [], 64
     for channels, count, first_stride in plan:
         for position in range(count):

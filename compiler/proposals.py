@@ -69,6 +69,7 @@ def propose(
             "warmup_min": 3,
             "samples_min": min(20, measuring.samples_max),
             "samples_max": measuring.samples_max,
+            "ci_fraction": measuring.ci_fraction,
             "max_seconds": measuring.max_seconds,
         },
         "timeout_s": measuring.timeout_s,

@@ -30,15 +30,20 @@ class Training(_Part):
 class Measuring(_Part):
     """What is measured where.
 
-    anchor_repeats: runs of each anchor on each board. samples: width vectors measured for each
-    network on each representative; held_out of them judge the surrogate and never train it.
+    anchor_repeats: runs of each anchor on each board, sample_repeats of each shape on a
+    representative; of two the faster counts, from three on their median. samples: width vectors
+    measured for each network on each representative; held_out of them judge the surrogate and
+    never train it.
+    samples_max, max_seconds, ci_fraction: when the timed loop of a run ends.
     """
 
     anchor_repeats: int = Field(default=3, ge=1, examples=[3])
+    sample_repeats: int = Field(default=2, ge=1, examples=[2])
     samples: int = Field(default=40, ge=8, examples=[40])
     held_out: int = Field(default=8, ge=2, examples=[8])
-    samples_max: int = Field(default=60, ge=10, examples=[60])
-    max_seconds: float = Field(default=2.0, gt=0, examples=[2.0])
+    samples_max: int = Field(default=1000, ge=10, examples=[1000])
+    max_seconds: float = Field(default=1.0, gt=0, examples=[1.0])
+    ci_fraction: float = Field(default=0.005, gt=0, lt=1, examples=[0.005])
     timeout_s: float = Field(default=60.0, gt=0, examples=[60.0])
 
     @field_validator("held_out")
@@ -87,6 +92,7 @@ class Recipe(_Part):
     runtime: Literal["ort", "tflite"] = Field(default="ort", examples=["ort"])
     threads: int = Field(default=1, ge=1, examples=[1])
     width_step: int = Field(default=8, ge=1, examples=[8])
+    min_width_fraction: float = Field(default=0.125, gt=0, le=1, examples=[0.125])
     training: Training = Field(default=Training(), examples=["{epochs: 12}"])
     fine_tuning: Training = Field(
         default=Training(epochs=10, learning_rate=0.005), examples=["{epochs: 10}"]

@@ -15,7 +15,7 @@ from torch import nn
 from compiler.data import Splits
 from compiler.errors import CompilerError
 from compiler.fleet import Fleet
-from compiler.pruning.importance import keep, magnitude
+from compiler.pruning.importance import Scores, activation, keep
 from compiler.pruning.search import SearchResult, SearchSettings, search, uniform
 from compiler.pruning.surgery import slice_network
 from compiler.pruning.widths import PruneSpace, PruningPlan, Widths
@@ -33,6 +33,7 @@ Observe = Callable[[str, int, int, str], None]
 """Called with a stage's title, how much is done, of how much, and what came last."""
 
 RECALIBRATION_PICTURES = 256
+SCORING_PICTURES = 256
 MAX_ATTEMPTS = 3
 """Searches at most: each after the first bounds the proxy's loss twice as tightly."""
 
@@ -65,7 +66,7 @@ def shrink(dense: Dense, fleet: Fleet, splits: Splits, recipe: Recipe, observe: 
     drop = recipe.search.proxy_accuracy_drop
     for _ in range(MAX_ATTEMPTS):
         found = _search(dense, fleet, splits, recipe, drop, observe)
-        plan = _plan(dense, fleet, found.widths, recipe.seed)
+        plan = _plan(dense, fleet, splits, found.widths, recipe.seed)
         network = slice_network(dense.network, dense.space, plan)
         result = _fine_tune(network, dense, splits, recipe, observe)
         if dense.val_accuracy - result <= recipe.search.max_accuracy_drop:
@@ -120,7 +121,7 @@ def _settings(recipe: Recipe, max_drop: float) -> SearchSettings:
 
 def _proxy(dense: Dense, splits: Splits) -> Callable[[Widths], float]:
     """Accuracy right after slicing, with batch norm recalibrated: quick, and ranks shapes well."""
-    importance = magnitude(dense.network, dense.space)
+    importance = _importance(dense, splits)
 
     def accuracy(widths: Widths) -> float:
         plan = PruningPlan(
@@ -137,11 +138,15 @@ def _proxy(dense: Dense, splits: Splits) -> Callable[[Widths], float]:
     return accuracy
 
 
-def _plan(dense: Dense, fleet: Fleet, widths: Widths, seed: int) -> PruningPlan:
+def _importance(dense: Dense, splits: Splits) -> Scores:
+    return activation(dense.network, dense.space, splits.train_x[:SCORING_PICTURES])
+
+
+def _plan(dense: Dense, fleet: Fleet, splits: Splits, widths: Widths, seed: int) -> PruningPlan:
     return PruningPlan(
         network=dense.space.network,
         parent_sha256=sha256(dense.network.state_dict()),
-        kept_by_group=keep(dense.space, magnitude(dense.network, dense.space), widths),
+        kept_by_group=keep(dense.space, _importance(dense, splits), widths),
         predicted_ms_by_cluster=tuple(sorted(fleet.by_cluster_ms(widths).items())),
         seed=seed,
     )

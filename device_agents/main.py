@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NoReturn, Optional
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from device_agents import checks, sessions
 from device_agents.clock import effective_freq_khz
@@ -91,9 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     has = verbs.add_parser("has", help="which blobs are here")
     has.add_argument("sha256", nargs="*")
     has.set_defaults(run=_has)
-    adopt = verbs.add_parser("adopt", help="take an upload in when its hash fits")
-    adopt.add_argument("file")
-    adopt.add_argument("sha256")
+    adopt = verbs.add_parser("adopt", help="take uploads in whose hashes fit")
+    adopt.add_argument("uploads", nargs="+", type=_upload, metavar="FILE=SHA256")
     adopt.set_defaults(run=_adopt)
     put = verbs.add_parser("install", help="switch a name to an artifact")
     put.add_argument("artifact_id")
@@ -126,6 +125,13 @@ def _folders(parser: argparse.ArgumentParser, home: str, root: str) -> None:
     )
 
 
+def _upload(text: str) -> Tuple[str, str]:
+    file_name, equals, sha256 = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not FILE=SHA256")
+    return file_name, sha256
+
+
 def _seq(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a sequence number")
@@ -156,8 +162,9 @@ def _has(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
 
 def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     home.create()
-    home.adopt(args.file, args.sha256)
-    out.json({"adopted": args.sha256})
+    for file_name, sha256 in args.uploads:
+        home.adopt(file_name, sha256)
+    out.json({"adopted": [sha256 for _, sha256 in args.uploads]})
     return 0
 
 

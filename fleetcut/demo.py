@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -38,12 +39,14 @@ def demo_recipe(seed: int) -> Recipe:
         name="demo",
         networks=("digits_mobilenet", "digits_resnet"),
         seed=seed,
-        training=Training(epochs=6, batch_size=32, learning_rate=0.01),
-        fine_tuning=Training(epochs=6, batch_size=32, learning_rate=0.005),
+        training=Training(epochs=5, batch_size=32, learning_rate=0.005),
+        fine_tuning=Training(epochs=7, batch_size=32, learning_rate=0.003),
         measuring=Measuring(
-            anchor_repeats=3, samples=32, held_out=8, samples_max=40, max_seconds=0.6
+            anchor_repeats=3, samples=26, held_out=6, samples_max=400, max_seconds=0.15
         ),
-        search=Search(population=5, generations=30, max_accuracy_evaluations=80),
+        search=Search(
+            population=5, generations=30, max_accuracy_evaluations=80, proxy_accuracy_drop=0.1
+        ),
         targets=tuple(
             RecipeTarget(kind=kind, name=f"rack-{machine}", machine=machine)
             for kind in ("onnx", "tflite", "executable")
@@ -55,19 +58,18 @@ def demo(console: Console, out: Path, *, seed: int) -> int:
     """The verb. Ends with 1 when a bar of the demo does not hold."""
     started_s = time.monotonic()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    # A demo is run from nothing each time: an old database would make measuring a no-op.
-    work = out / "runs" / f"{time.time_ns():x}"
+    _forget_finished(out)
     console.line("A simulated rack: six boards on this machine, not hardware.")
     with console.steps("start the rack"):
         rack = up(out / "rack", demo_rack(seed))
     try:
         inventory = load_inventory(rack.inventory)
-        store = Store(work / "fleetcut.db")
+        store = Store(out / "fleetcut.db")
         try:
-            finished = run(console, demo_recipe(seed), inventory, store, work / "build")
+            finished = run(console, demo_recipe(seed), inventory, store, out / "build")
             wall_s = time.monotonic() - started_s
             report = assemble(
-                work / "build", store, inventory.boards, started=started, wall_s=wall_s
+                out / "build", store, inventory.boards, started=started, wall_s=wall_s
             )
         finally:
             store.close()
@@ -77,6 +79,16 @@ def demo(console: Console, out: Path, *, seed: int) -> int:
     summary = summarise(report, finished)
     write_json(out / "summary.json", summary)
     return _verdict(console, report, finished, page, summary)
+
+
+def _forget_finished(out: Path) -> None:
+    """A demo that was finished starts from nothing; one that was cut goes on where it was."""
+    if not (out / "summary.json").exists():
+        return
+    (out / "summary.json").unlink()
+    shutil.rmtree(out / "build", ignore_errors=True)
+    for path in out.glob("fleetcut.db*"):
+        path.unlink()
 
 
 def summarise(report: schema.Report, finished: Finished) -> dict[str, Any]:

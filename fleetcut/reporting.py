@@ -102,13 +102,21 @@ Latencies = Mapping[tuple[str, str, str], MeasurementRecord]
 
 
 def _measured_ms(runs: Iterable[StoredRun], final: Mapping[str, Any]) -> Latencies:
-    found: dict[tuple[str, str, str], MeasurementRecord] = {}
+    """Of each board's repeats the lower median, as the surrogates' training data are made."""
+    found: dict[tuple[str, str, str], list[MeasurementRecord]] = defaultdict(list)
     for run in runs:
         spec = run.record.spec
         facts = final["models"].get(spec.model_sha256)
-        if spec.campaign_id == final["campaign_id"] and facts and run.record.latency_ns:
-            found[spec.board_id, facts["network"], facts["role"]] = run.record
-    return found
+        if spec.campaign_id == final["campaign_id"] and facts and _valid(run.record):
+            found[spec.board_id, facts["network"], facts["role"]].append(run.record)
+    return {
+        cell: sorted(records, key=lambda r: median_ns(r.latency_ns))[(len(records) - 1) // 2]
+        for cell, records in found.items()
+    }
+
+
+def _valid(record: MeasurementRecord) -> bool:
+    return record.verdict is not None and record.verdict.valid
 
 
 def _mean_ms(measured: Latencies, boards: Sequence[Board], network: str, role: str) -> float | None:

@@ -24,6 +24,7 @@ from harness.ssh import SshTransport, fetch_host_key
 from harness.statistics import median_ns
 from harness.store import Store
 from harness.trust import write_trust
+from harness.verify import verify as verify_artifacts
 from harness.visit import visit
 
 DONE, CHECK_FAILED, USAGE, BOARDS_FAILED = 0, 1, 2, 3
@@ -347,7 +348,7 @@ def verify_all(
         executor = Executor(
             store, build_bundle(), SshTransport, observe=lambda p: _observe(console, step, names, p)
         )
-        releases = deploying.verify(
+        releases = verify_artifacts(
             artifacts, boards, cluster_of, executor, store, campaign_id, stopping
         )
     for artifact, release in zip(artifacts, releases, strict=True):

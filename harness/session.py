@@ -113,19 +113,24 @@ class AgentSession:
         missing = self._json(self._call("has", *sorted(blobs))[-1]).get("missing")
         if not isinstance(missing, list) or any(digest not in blobs for digest in missing):
             raise self._error("the agent's list of missing files is not in the agreed form")
-        for digest in missing:
-            try:
-                data = blobs[digest].read_bytes()
-            except OSError as error:
-                raise StableBoardError(
-                    self.board.board_id,
-                    f"{blobs[digest]} cannot be read ({error.strerror})",
-                    "put the file back and measure again",
-                ) from None
-            incoming = f"blob-{secrets.token_hex(8)}"
+        uploads = {digest: f"blob-{secrets.token_hex(8)}" for digest in missing}
+        for digest, incoming in uploads.items():
+            data = self._local(blobs[digest])
             self._transport.put(data, f".fleetcut/incoming/{incoming}", silence_s=UPLOAD_SILENCE_S)
-            self._call("adopt", incoming, digest)
+        if uploads:
+            # One process on the board for all: starting Python there costs more than hashing.
+            self._call("adopt", *(f"{name}={digest}" for digest, name in uploads.items()))
         return len(missing)
+
+    def _local(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StableBoardError(
+                self.board.board_id,
+                f"{path} cannot be read ({error.strerror})",
+                "put the file back and run the same command again",
+            ) from None
 
     def start(self, session_id: str, specs: Sequence[RunSpec]) -> str:
         """Hand over the runs and detach. Returns "started", "running" or "finished".

@@ -98,6 +98,9 @@ class RackSpec:
         return {board.board_id: board.behaviour for board in self.boards}
 
 
+DEMO_FREQS_KHZ = (1_200_000, 1_500_000, 2_000_000, 2_400_000, 3_000_000)
+
+
 def demo_rack(seed: int) -> RackSpec:
     """Six boards, vb-01 to vb-06, two of each behaviour, shuffled over the names by the seed.
 
@@ -131,8 +134,10 @@ def _drawn_board(
         board_id=board_id,
         behaviour=behaviour,
         speed_fraction=round(spread * (0.78 if behaviour == SLOW_BIN else 1.0), 5),
+        # About what a core of a workstation reaches: the agent measures the host's, stretched.
+        freqs_khz=DEMO_FREQS_KHZ,
         ambient_c=round(rng.uniform(22.0, 26.0), 2),
         thermal_resistance_c_per_w=resistance_c_per_w,
         heat_capacity_j_per_c=round(30.0 / resistance_c_per_w, 4),
-        battery=BatterySpec(charge_pct=round(charge_pct, 2)),
+        battery=BatterySpec(charge_pct=round(charge_pct, 2), cap_freq_khz=DEMO_FREQS_KHZ[1]),
     )

@@ -87,9 +87,9 @@ def test_blobs(agent):
     assert agent.run("has", SHA, sha256).lines == [{"present": [], "missing": [SHA, sha256]}]
     (agent.home / "incoming").mkdir(parents=True, exist_ok=True)
     (agent.home / "incoming" / "up").write_bytes(data)
-    assert "has hash" in refused(agent, "adopt", "up", SHA, status=1)
+    assert "has hash" in refused(agent, "adopt", f"{'up'}={SHA}", status=1)
     (agent.home / "incoming" / "up").write_bytes(data)
-    assert agent.run("adopt", "up", sha256).lines == [{"adopted": sha256}]
+    assert agent.run("adopt", f"{'up'}={sha256}").lines == [{"adopted": [sha256]}]
     assert agent.run("has", SHA, sha256).lines == [{"present": [sha256], "missing": [SHA]}]
 
 
@@ -99,7 +99,7 @@ def test_blobs(agent):
         (),
         ("frob",),
         ("has", "xyz"),
-        ("adopt", "../up", SHA),
+        ("adopt", f"{'../up'}={SHA}"),
         ("adopt", "up"),
         ("start", "../../etc"),
         ("start", "a/b"),
@@ -170,7 +170,7 @@ def test_an_empty_list_of_runs(agent):
 def test_a_home_that_cannot_be_made(agent, tmp_path):
     agent.home = tmp_path / "file"
     agent.home.write_text("")
-    assert "cannot be made" in refused(agent, "adopt", "up", SHA, status=1)
+    assert "cannot be made" in refused(agent, "adopt", f"{'up'}={SHA}", status=1)
 
 
 def test_help_is_no_error(agent):
