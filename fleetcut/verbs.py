@@ -279,8 +279,10 @@ def export(
 def deploy(
     console: Console, inventory_path: Path, folders: Sequence[Path], board_ids: Sequence[str] | None
 ) -> int:
-    """Put artifacts on boards. Only those that were released unless none was verified yet."""
+    """Put artifacts on boards; one that a board has refused stays here."""
     artifacts = tuple(deploying.load_artifact(folder) for folder in folders)
+    for artifact in artifacts:
+        deploying.refuse_refused(artifact)
     boards = load_inventory(inventory_path).select(board_ids)
     failures = deploy_all(console, artifacts, boards)
     console.answer(

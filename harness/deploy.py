@@ -15,7 +15,9 @@ from pathlib import Path
 from device_agents.contract import (
     CodecError,
     Manifest,
+    Release,
     canonical_json,
+    decode,
 )
 from device_agents.contract.codec import from_plain, parse_object
 from harness.errors import HarnessError
@@ -90,6 +92,26 @@ def _check_file(path: Path, sha256: str) -> None:
         raise ArtifactFolderError(
             f"{path}: has hash {found[:12]}, its manifest says {sha256[:12]}. "
             "Next: fleetcut compile makes it anew; do not ship this copy"
+        )
+
+
+def refuse_refused(artifact: LocalArtifact) -> None:
+    """Raises ArtifactFolderError for an artifact that a board's proof did not pass.
+
+    One that was never verified passes: it has to reach a board to be proven there.
+    """
+    path = artifact.folder / "release.json"
+    try:
+        release = decode(Release, path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, CodecError) as error:
+        raise ArtifactFolderError(f"{path}: {error}. Next: fleetcut verify") from None
+    if release.state != "released":
+        reasons = "; ".join(f"{p.board_id}: {p.reason}" for p in release.proofs if p.reason)
+        raise ArtifactFolderError(
+            f"{artifact.folder}: was refused ({reasons}). Next: mend that and compile anew, or "
+            "fleetcut verify where it is deployed already"
         )
 
 

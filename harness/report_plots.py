@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.report_schema import BoardLatency, BoardReport, Network, SurrogateFit, Timeline
 from harness.report_svg import (
@@ -112,7 +112,7 @@ class Plots:
             for fit in network.surrogates:
                 _cloud(axes, fit, self._look(fit.cluster), len(points) > RASTER_POINTS)
             if high > 10 * low:
-                axes.set(xscale="log", yscale="log")
+                _logarithmic(axes)
             axes.set(xlim=(low, high), ylim=(low, high))
             axes.set(xlabel="measured, ms", ylabel="predicted, ms")
             axes.grid(visible=True)
@@ -279,6 +279,15 @@ def _draw(axes: Any, series: Series, scale: float) -> None:
         axes.plot(x, y, ".", color=series.colour, alpha=0.7, rasterized=many, label=label)
     else:
         axes.plot(x, y, series.look, color=series.colour, linewidth=1.5, label=label)
+
+
+def _logarithmic(axes: Any) -> None:
+    """Both axes, labelled with plain numbers: matplotlib's own labels are TeX, which stays text."""
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _cloud(axes: Any, fit: SurrogateFit, look: Look, rasterized: bool) -> None:

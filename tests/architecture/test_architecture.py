@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def test_import_contracts_hold():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_of_the_agent_only_the_contract_may_be_imported():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (contract,) = [c for c in listed["contracts"] if c["name"].startswith("Of the agent only")]
+    agent = ROOT / "device_agents"
+    modules = {f"device_agents.{p.stem}" for p in agent.glob("*.py") if p.stem != "__init__"}
+    packages = {f"device_agents.{p.parent.name}" for p in agent.glob("*/__init__.py")}
+    assert set(contract["forbidden_modules"]) == modules | packages - {"device_agents.contract"}
 
 
 def test_top_level_is_the_map():
