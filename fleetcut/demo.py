@@ -5,7 +5,6 @@ Input: a folder. Output: FOLDER/report.html, report.json and summary.json; the r
 
 from __future__ import annotations
 
-import datetime
 import json
 import platform
 import shutil
@@ -57,7 +56,6 @@ def demo_recipe(seed: int) -> Recipe:
 def demo(console: Console, out: Path, *, seed: int) -> int:
     """The verb. Ends with 1 when a bar of the demo does not hold."""
     started_s = time.monotonic()
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _forget_finished(out)
     console.line("A simulated rack: six boards on this machine, not hardware.")
     with console.steps("start the rack"):
@@ -68,9 +66,7 @@ def demo(console: Console, out: Path, *, seed: int) -> int:
         try:
             finished = run(console, demo_recipe(seed), inventory, store, out / "build")
             wall_s = time.monotonic() - started_s
-            report = assemble(
-                out / "build", store, inventory.boards, started=started, wall_s=wall_s
-            )
+            report = assemble(out / "build", store, inventory.boards, wall_s=wall_s)
         finally:
             store.close()
     finally:

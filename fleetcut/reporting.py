@@ -5,12 +5,13 @@ Input: the folders that compile, measure and verify left. Output: report.html an
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,23 @@ def report(console: Console, work: Path, store_path: Path, inventory_path: Path,
     """The verb: assemble and write the page."""
     store = Store(store_path)
     try:
-        document = assemble(
-            work, store, load_inventory(inventory_path).boards, started="", wall_s=0
-        )
+        document = assemble(work, store, load_inventory(inventory_path).boards)
     finally:
         store.close()
     page = write_report(out, document)
     console.line(f"Report: {page}")
-    console.answer({"page": str(page), "summary": json.loads(json.dumps(vars(document.summary)))})
+    console.answer({"page": str(page), "summary": asdict(document.summary)})
+    console.next(f"open {page}")
     return DONE
 
 
 def assemble(
-    work: Path, store: Store, boards: Sequence[Board], *, started: str, wall_s: float
+    work: Path, store: Store, boards: Sequence[Board], *, wall_s: float | None = None
 ) -> schema.Report:
-    """The whole document. Raises CompilerError where compile has not finished in ``work``."""
+    """The whole document. Raises CompilerError where compile has not finished in ``work``.
+
+    wall_s: of the whole job; None gives the time from the first measured run to the last.
+    """
     compiled = Compiled(
         work,
         read_json(work / "compiled.json"),
@@ -70,6 +73,8 @@ def assemble(
     )
     runs = list(store.runs(compiled.overview["campaign_ids"]))
     final = read_json(work / "proposals" / "final" / "models.json")
+    times_ns = [run.record.started_unix_ns for run in runs] or [0]
+    first_ns, last_ns = min(times_ns), max(times_ns)
     measured = _measured_ms(runs, final)
     networks = tuple(
         _network(compiled, name, measured, boards) for name in compiled.overview["networks"]
@@ -84,8 +89,8 @@ def assemble(
             fleetcut_version=__version__,
             machine=f"{platform.node()}, {platform.machine()}, {platform.system()}",
             seed=int(compiled.overview["seed"]),
-            started=started,
-            wall_s=wall_s,
+            started=_iso(first_ns),
+            wall_s=(last_ns - first_ns) / 1e9 if wall_s is None else wall_s,
         ),
         summary=_summary(networks, compiled, boards, planted),
         networks=networks,
@@ -328,6 +333,11 @@ def _planted(boards: Sequence[Board]) -> dict[str, str]:
         if path is not None and path.exists():
             return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
     return {}
+
+
+def _iso(unix_ns: int) -> str:
+    moment = datetime.datetime.fromtimestamp(unix_ns // 1_000_000_000, datetime.UTC)
+    return moment.isoformat(timespec="seconds")
 
 
 def _text(path: Path) -> str:

@@ -79,7 +79,7 @@ def test_every_artifact_is_released_with_a_proof_from_each_cluster(finished):
 
 def test_the_report_holds_what_was_measured(finished):
     folder, inventory, store, _ = finished
-    report = assemble(folder / "build", store, inventory.boards, started="now", wall_s=1.0)
+    report = assemble(folder / "build", store, inventory.boards)
     page = write_report(folder / "report", report)
     assert read_report(page.parent / "report.json") == report
     assert report.simulated
