@@ -9,24 +9,33 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from compiler.cifar_resnet import cifar_resnet
+from compiler.errors import CompilerError
+from compiler.vision import torchvision
 
 Shape = tuple[int, int, int]
 """Channels, height, width of one input."""
 
 
-class UnknownNetworkError(ValueError):
+class UnknownNetworkError(CompilerError, ValueError):
     """A name that leads to no network; the message says what to write instead."""
 
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """factory() → a module with random weights. input_shape: of one picture, without the batch."""
+    """factory() → a module with random weights. input_shape: of one picture, without the batch.
+
+    classes: the width of its output; None for a user's own, known once it runs.
+    """
 
     factory: Callable[[], nn.Module]
     input_shape: Shape
+    classes: int | None = None
 
 
 def build(name: str, seed: int) -> nn.Module:
@@ -170,7 +179,42 @@ def digits_resnet() -> nn.Module:
     return Classifier(ConvBlock(3, 64, 3, stride=2), blocks, width, classes=10)
 
 
+def mobilenet_v1() -> nn.Module:
+    """MobileNetV1 at full width (1704.04861, table 1), 569 M multiply-adds at 3 x 224 x 224."""
+    # (output channels, stride)
+    plan = (
+        ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
+        + ((512, 1),) * 5
+        + ((1024, 2), (1024, 1))
+    )
+    blocks, width = [], 32
+    for channels, stride in plan:
+        blocks.append(SeparableBlock(width, channels, stride))
+        width = channels
+    return Classifier(ConvBlock(3, 32, 3, stride=2), blocks, width, classes=IMAGENET_CLASSES)
+
+
+def _published(architecture: str) -> nn.Module:
+    """torchvision's, with random weights; its published files load as starting weights."""
+    network: nn.Module = getattr(torchvision.models, architecture)(weights=None)
+    return network
+
+
+IMAGENET_CLASSES = 1000
+
+_CIFAR: Shape = (3, 32, 32)
+_IMAGENET: Shape = (3, 224, 224)
+
 NETWORKS: dict[str, NetworkEntry] = {
-    "digits_mobilenet": NetworkEntry(digits_mobilenet, (3, 32, 32)),
-    "digits_resnet": NetworkEntry(digits_resnet, (3, 32, 32)),
+    "digits_mobilenet": NetworkEntry(digits_mobilenet, _CIFAR, 10),
+    "digits_resnet": NetworkEntry(digits_resnet, _CIFAR, 10),
+    "efficientnet_b0": NetworkEntry(
+        partial(_published, "efficientnet_b0"), _IMAGENET, IMAGENET_CLASSES
+    ),
+    "mobilenet_v1": NetworkEntry(mobilenet_v1, _IMAGENET, IMAGENET_CLASSES),
+    "mobilenet_v2": NetworkEntry(partial(_published, "mobilenet_v2"), _IMAGENET, IMAGENET_CLASSES),
+    "resnet20": NetworkEntry(partial(cifar_resnet, 20), _CIFAR, 10),
+    "resnet50": NetworkEntry(partial(_published, "resnet50"), _IMAGENET, IMAGENET_CLASSES),
+    "resnet56": NetworkEntry(partial(cifar_resnet, 56), _CIFAR, 10),
+    "vgg16": NetworkEntry(partial(_published, "vgg16_bn"), _IMAGENET, IMAGENET_CLASSES),
 }

@@ -38,7 +38,7 @@ class Net(nn.Module):
         return self.head(self.features(x).mean([2, 3]))
 
 
-@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
+@pytest.mark.parametrize("name", ["digits_mobilenet", "digits_resnet", "resnet20"])
 def test_a_space_leaves_its_network_alone_and_round_trips(name):
     network = networks.build(name, seed=0)
     space = groups.trace(network, networks.input_shape(name), name)
