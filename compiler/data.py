@@ -1,13 +1,14 @@
 """The pictures that accuracy is measured on: fixed splits of small data sets.
 
-Input: a data set's name and a seed. Output: Splits, float32 pictures (n, C, H, W) and labels,
-of which the test part is never shown to training, search or batch-norm recalibration.
+Input: a data set's name ("digits", "cifar10:PATH", "imagefolder:PATH") and a seed. Output:
+Splits, whose test part is never shown to training, search or batch-norm recalibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,27 +16,44 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
 
+from compiler.image_data import (
+    DataError,
+    Pictures,
+    Shape,
+    augment_pictures,
+    normalisation,
+    read_parts,
+    split_off,
+)
 from compiler.vision import transforms
 
 TEST_FRACTION = 0.25
 VALIDATION_FRACTION = 0.15
+FOLDER_VALIDATION_FRACTION = 0.1
+"""Of the training part of a folder, which brings its own test part."""
 DIGITS_SIDE = 32
+CIFAR_CLASSES = 10
+CIFAR_SHAPE: Shape = (3, 32, 32)
+
+PictureSet = Tensor | Pictures
+"""(n, C, H, W), float32 whenever indexed, sliced or split: a tensor, or bytes made so batchwise."""
 
 
 @dataclass(frozen=True)
 class Splits:
     """One data set in three disjoint, stratified parts.
 
-    *_x: (n, C, H, W) float32, normalised with the training part's mean and deviation.
-    *_y: (n,) int64 class labels. name: the key of DATASETS that says how to augment.
+    *_x: (n, C, H, W) float32, normalised with the training part's mean and deviation; training
+    and validation part in random order. *_y: (n,) int64 class labels. name: as given to load,
+    which says how to augment.
     """
 
     name: str
-    train_x: Tensor
+    train_x: PictureSet
     train_y: Tensor
-    val_x: Tensor
+    val_x: PictureSet
     val_y: Tensor
-    test_x: Tensor
+    test_x: PictureSet
     test_y: Tensor
 
 
@@ -51,9 +69,17 @@ class DatasetEntry:
     augment: Callable[[Tensor], Tensor]
 
 
-def load(name: str, seed: int) -> Splits:
-    """The named data set, split by the seed. Raises ValueError for an unknown name."""
-    x, y = _entry(name).pictures()
+def load(name: str, seed: int, input_shape: Shape | None = None) -> Splits:
+    """The named data set, split by the seed.
+
+    input_shape: (C, H, W) of the network that is to see it; folders are scaled and cut to it,
+    other sets must have it. None: as the pictures are. Raises DataError.
+    """
+    kind, path = _kind(name)
+    if path is not None:
+        return _load_folder(name, kind, path, seed, input_shape)
+    x, y = DATASETS[name].pictures()
+    _require(name, (x.shape[1], x.shape[2], x.shape[3]), input_shape)
     indices = list(range(len(y)))
     rest, test = train_test_split(
         indices, test_size=TEST_FRACTION, random_state=seed, stratify=y.tolist()
@@ -73,15 +99,63 @@ def augment(name: str, batch: Tensor) -> Tensor:
     """Mildly disturbed pictures for one training step, each picture by itself.
 
     batch: (n, C, H, W), left as it is. Draws from torch's global generator: the caller seeds it.
-    Raises ValueError for an unknown name.
+    Raises DataError for an unknown name.
     """
-    return _entry(name).augment(batch)
+    _, path = _kind(name)
+    return augment_pictures(batch) if path is not None else DATASETS[name].augment(batch)
 
 
-def _entry(name: str) -> DatasetEntry:
+def _kind(name: str) -> tuple[str, Path | None]:
+    """(kind, folder), the folder None for a set that needs none. Raises DataError."""
+    kind, _, path = name.partition(":")
+    if kind in FOLDER_KINDS:
+        if not path:
+            raise DataError(
+                f"data set {kind} lies in a folder of yours and is never downloaded. "
+                f"Next: write 'dataset: {kind}:PATH'; below PATH are train/CLASS/ and test/CLASS/"
+            )
+        return kind, Path(path)
     if name not in DATASETS:
-        raise ValueError(f"no data set {name!r}. Next: choose one of {', '.join(sorted(DATASETS))}")
-    return DATASETS[name]
+        known = sorted(DATASETS) + [f"{kind}:PATH" for kind in FOLDER_KINDS]
+        raise DataError(f"no data set {name!r}. Next: choose one of {', '.join(known)}")
+    return name, None
+
+
+def _load_folder(name: str, kind: str, root: Path, seed: int, input_shape: Shape | None) -> Splits:
+    """Validation is split off train/; test/ is taken as it is, class by class."""
+    if kind == "cifar10":
+        _require(name, CIFAR_SHAPE, input_shape)
+        # Of another size than 32 x 32 they are no CIFAR-10: read unscaled, then refused.
+        input_shape = None
+    train, test = read_parts(root, input_shape)
+    if kind == "cifar10":
+        found = tuple(train.stored.shape[1:])
+        if found != CIFAR_SHAPE or len(train.classes) != CIFAR_CLASSES:
+            raise DataError(
+                f"{root}: {len(train.classes)} classes of {found} are not CIFAR-10. "
+                f"Next: write 'dataset: imagefolder:{root}'"
+            )
+    rest, val = split_off(train, FOLDER_VALIDATION_FRACTION, seed, root)
+    train_pixels = train.stored[rest]
+    mean, std = normalisation(train_pixels)
+    return Splits(
+        name,
+        Pictures(train_pixels, mean, std),
+        train.labels[rest],
+        Pictures(train.stored[val], mean, std),
+        train.labels[val],
+        Pictures(test.stored, mean, std),
+        test.labels,
+    )
+
+
+def _require(name: str, shape: Shape, input_shape: Shape | None) -> None:
+    if input_shape is not None and shape != input_shape:
+        have, want = ("x".join(map(str, s)) for s in (shape, input_shape))
+        raise DataError(
+            f"data set {name} has pictures of {have}, the network takes {want}. "
+            "Next: choose a network for that size, or imagefolder:PATH, which is scaled"
+        )
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -104,6 +178,8 @@ def _shift_and_turn(batch: Tensor) -> Tensor:
     )
     return torch.stack([disturb(picture) for picture in batch])
 
+
+FOLDER_KINDS = ("cifar10", "imagefolder")
 
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(pictures=_digits, augment=_shift_and_turn),

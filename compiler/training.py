@@ -112,7 +112,7 @@ def distil(
         teacher.train(teacher_was_training)
 
 
-def evaluate(network: nn.Module, x: Tensor, y: Tensor) -> float:
+def evaluate(network: nn.Module, x: data.PictureSet, y: Tensor) -> float:
     """Accuracy, a fraction, in eval mode; the network's mode is put back.
 
     x: (n, C, H, W), y: (n,). Raises ValueError when there is nothing to judge.
