@@ -21,6 +21,7 @@ from compiler.anchors import ANCHORS, write_anchors
 from compiler.artifacts import Provenance, write_artifact
 from compiler.clusters import DeviceClusters, anchor_latencies
 from compiler.dataset import Runs, read_runs
+from compiler.errors import CompilerError
 from compiler.fleet import Fleet, fit_fleet
 from compiler.proposals import Proposal, ProposedModel, has_proposal, load_proposal, propose
 from compiler.pruning.groups import trace
@@ -88,15 +89,21 @@ def _measured(dataset: Path | None, proposal: Proposal) -> Runs | None:
 def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) -> None:
     if work.dense_facts(name).exists():
         return
-    splits = data.load(recipe.dataset, recipe.seed)
+    splits = _splits(recipe, name)
     network = networks.build(name, recipe.seed)
-    title = f"train {name}"
-    train(
-        network,
-        splits,
-        train_settings(recipe.training, recipe.seed),
-        lambda done, total, figures: observe(title, done, total, show(figures)),
-    )
+    _check_classes(network, splits, name)
+    start = recipe.weights.get(name)
+    if start is not None:
+        weights.load_into(network, Path(start).expanduser(), name)
+    started_from = None if start is None else weights.sha256(network.state_dict())
+    if recipe.training.epochs:
+        title = f"train {name}"
+        train(
+            network,
+            splits,
+            train_settings(recipe.training, recipe.seed),
+            lambda done, total, figures: observe(title, done, total, show(figures)),
+        )
     space = trace(
         network,
         networks.input_shape(name),
@@ -111,8 +118,24 @@ def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) 
         "val_accuracy": evaluate(network, splits.val_x, splits.val_y),
         "macs": space.macs(space.dense_widths),
         "weights_sha256": weights.sha256(network.state_dict()),
+        "started_from_sha256": started_from,
     }
     write_json(work.dense_facts(name), facts)
+
+
+def _splits(recipe: Recipe, name: str) -> data.Splits:
+    return data.load(recipe.dataset, recipe.seed, networks.input_shape(name))
+
+
+def _check_classes(network: nn.Module, splits: data.Splits, name: str) -> None:
+    with torch.inference_mode():
+        answers = int(network(splits.val_x[:1]).shape[-1])
+    classes = 1 + max(int(y.max()) for y in (splits.train_y, splits.val_y, splits.test_y))
+    if classes > answers:
+        raise CompilerError(
+            f"{name}: tells {answers} classes apart, data set {splits.name} has {classes}. "
+            "Next: choose another network, or your own as module:factory"
+        )
 
 
 def _dense(work: WorkFolder, recipe: Recipe, name: str) -> Dense:
@@ -221,7 +244,7 @@ def _surrogates(
 def _shrink(work: WorkFolder, recipe: Recipe, name: str, fleet: Fleet, observe: Observe) -> None:
     if work.pruned_facts(name).exists():
         return
-    splits = data.load(recipe.dataset, recipe.seed)
+    splits = _splits(recipe, name)
     dense = _dense(work, recipe, name)
     small = shrink(dense, fleet, splits, recipe, observe)
     write_text(work.plan(name), small.plan.to_json())
@@ -252,10 +275,10 @@ def _emit(
     artifacts: list[dict[str, Any]] = []
     notes: list[str] = []
     finals: list[ProposedModel] = []
-    example = data.load(recipe.dataset, recipe.seed).test_x[:1]
     jobs = [(name, target) for name in recipe.networks for target in recipe.targets]
     for name in recipe.networks:
         network, plan = _pruned(work, recipe, name)
+        example = _splits(recipe, name).test_x[:1]
         for role, module in (("dense", _dense(work, recipe, name).network), ("pruned", network)):
             model = fast_onnx(module, example)
             finals.append(

@@ -20,9 +20,12 @@ class _Part(BaseModel):
 
 
 class Training(_Part):
-    """How a dense network is trained. learning_rate is the peak of a one-cycle schedule."""
+    """How a network is trained. learning_rate is the peak of a one-cycle schedule.
 
-    epochs: int = Field(default=12, ge=1, examples=[12])
+    epochs: 0 leaves a dense network's starting weights as they are, where a file gives them.
+    """
+
+    epochs: int = Field(default=12, ge=0, examples=[12])
     batch_size: int = Field(default=64, ge=2, examples=[64])
     learning_rate: float = Field(default=0.01, gt=0, examples=[0.01])
 
@@ -82,12 +85,19 @@ class RecipeTarget(_Part):
 
 
 class Recipe(_Part):
-    """Everything that decides what comes out, besides the measurements."""
+    """Everything that decides what comes out, besides the measurements.
+
+    dataset: digits, cifar10:PATH or imagefolder:PATH. weights: network → file of starting weights
+    (safetensors, or a torch file of plain tensors). Paths are relative to where fleetcut runs.
+    """
 
     version: Literal[1] = Field(examples=[1])
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$", examples=["lab"])
     dataset: str = Field(default="digits", examples=["digits"])
     networks: tuple[str, ...] = Field(min_length=1, strict=False, examples=["[digits_resnet]"])
+    weights: dict[str, str] = Field(
+        default_factory=dict, examples=["{resnet56: weights/resnet56.safetensors}"]
+    )
     seed: int = Field(default=0, ge=0, examples=[0])
     runtime: Literal["ort", "tflite"] = Field(default="ort", examples=["ort"])
     threads: int = Field(default=1, ge=1, examples=[1])
@@ -102,6 +112,32 @@ class Recipe(_Part):
     targets: tuple[RecipeTarget, ...] = Field(
         min_length=1, strict=False, examples=["[{kind: onnx, name: pi4-64, machine: aarch64}]"]
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _start_networks_of_this_recipe(
+        cls, weights: dict[str, str], info: ValidationInfo
+    ) -> dict[str, str]:
+        networks = info.data.get("networks")
+        for name in weights:
+            if networks is not None and name not in networks:
+                raise ValueError(f"weights for {name}, which is not among the networks")
+        return weights
+
+    @field_validator("training")
+    @classmethod
+    def _trains_what_has_no_weights(cls, training: Training, info: ValidationInfo) -> Training:
+        bare = set(info.data.get("networks", ())) - set(info.data.get("weights", ()))
+        if training.epochs == 0 and bare:
+            raise ValueError(f"0 epochs leave {sorted(bare)[0]} with random weights")
+        return training
+
+    @field_validator("fine_tuning")
+    @classmethod
+    def _fine_tunes(cls, fine_tuning: Training) -> Training:
+        if fine_tuning.epochs == 0:
+            raise ValueError("a cut network needs one epoch at least")
+        return fine_tuning
 
     def sha256(self) -> str:
         """Hash of the content, independent of the file's layout."""

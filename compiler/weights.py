@@ -1,7 +1,7 @@
 """Weights on disk and their identity.
 
-Input: a state dict (name → tensor), or a file of one. Output: a safetensors file, or the state
-dict; nothing is pickled, and the sha256 of a state is that of the file it makes.
+Input: a state dict (name → tensor), or a file of one. Output: a safetensors file, the state
+dict, or a network that holds it; nothing is pickled, and a state's sha256 is its file's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from compiler.errors import CompilerError
 
 State = Mapping[str, Tensor]
-LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
+LEGACY_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin")
+WRAPPER_PREFIX = "module."
+"""What torch.nn.DataParallel puts before every name."""
 
 
-class WeightsError(ValueError):
+class WeightsError(CompilerError, ValueError):
     """A file that holds no state dict; the message names it."""
 
 
@@ -57,6 +61,30 @@ def load(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path}: not a safetensors file: {error}") from None
+
+
+def load_into(network: nn.Module, path: Path, name: str) -> None:
+    """Puts a file's weights into a network, all of them or an error.
+
+    DataParallel's "module." before every name is left out. name: the network's, for messages.
+    Raises WeightsError naming the file and the first entries that do not fit.
+    """
+    try:
+        state = load(path)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror}). Next: correct the recipe's weights"
+        ) from None
+    if state and all(entry.startswith(WRAPPER_PREFIX) for entry in state):
+        state = {entry.removeprefix(WRAPPER_PREFIX): tensor for entry, tensor in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        # torch's message: a heading, then one line for each kind of misfit, however long.
+        misfit = " ".join(str(error).split("\n\t", 1)[-1].split())
+        raise WeightsError(
+            f"{path}: does not fit {name}: {misfit[:160]}. Next: name weights of this architecture"
+        ) from None
 
 
 def _load_legacy(path: Path) -> dict[str, Tensor]:
