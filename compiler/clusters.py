@@ -10,26 +10,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
 from sklearn.base import BaseEstimator
-from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
+from compiler.cluster_stages import FloatArray, IntArray, distances, grouped, with_nearest
 from compiler.dataset import DatasetError, Runs, lower_median
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
-HDBSCAN_FROM = 30
-"""Fleets below this size are clustered by linkage; see DeviceClusters."""
-LARGEST_FLEET = 20_000
-"""HDBSCAN's time grows faster than the fleet; larger ones need micro-clusters first."""
-
 _NOISE_FLOOR = 0.005
-_NO_CLUSTER = -1
+_BOOTSTRAP_BOARDS = 2_000
 
 
 @dataclass(frozen=True)
@@ -140,43 +132,44 @@ class DeviceClusters(BaseEstimator):
 
     *Below 30 boards* average linkage is cut at 1. HDBSCAN knows no such border: it compares
     densities, and of six boards alike it reported 2 or 3 clusters in 14 of 20 trials (scikit-learn
-    1.9, min_cluster_size 2). *From 30 boards* HDBSCAN finds the clusters, and those whose centres
-    lie within 1 are joined by the same linkage (its cluster_selection_epsilon would do this, but
-    raises TypeError with numpy 2.4). A mixed rack needs no special case: another model's boards
-    are far away.
+    1.9, min_cluster_size 2). *From 30 boards* HDBSCAN finds the clusters, as finely as it can, and
+    those whose centres lie within 1 are joined by the same linkage (its cluster_selection_epsilon
+    would do this, but raises TypeError with numpy 2.4). *Above 20,000 boards* it does so over
+    about 2,000 micro-clusters, weighted by their boards. A mixed rack needs no special case:
+    another model's boards are far away.
 
-    min_cluster_size: fewer boards are outliers; they carry the label of the nearest cluster, so
-    that they count in a fleet's mean, and are listed in outliers_. Where no cluster is large
-    enough every group of boards is a cluster.
+    min_cluster_size, min_share: groups of fewer boards, or of a smaller fraction of the fleet, are
+    outliers; they carry the label of the nearest cluster, so that they count in a fleet's mean,
+    and are listed in outliers_. Where no cluster is large enough every group is a cluster.
     min_difference: a fraction; smaller differences are not worth a surrogate. significance: in
-    standard errors. n_bootstrap: trials behind stability_; 0 for none. seed: of those trials.
+    standard errors. n_bootstrap: trials behind stability_; 0 for none. seed: of those trials and
+    of the micro-clusters.
 
     After fit: board_ids_; labels_ (n_boards,), "c0" the fastest cluster; outliers_ board ids;
     representatives_ {label: board id}, the medoids; weights_ {label: n_k/N}, outliers included;
     stability_: mean adjusted Rand index between labels_ and those of fleets measured again with
-    the noise found (1 is perfect; nan without trials); centers_ (n_clusters, n_anchors), ratios
+    the noise found, in large fleets of 2,000 boards drawn once (1 is perfect; nan without trials);
+    centers_ (n_clusters, n_anchors), ratios
     to the fleet's median; resolution_ (n_anchors,).
     """
 
     def __init__(
         self,
         min_cluster_size: int = 2,
+        min_share: float = 0.005,
         min_difference: float = 0.05,
         significance: float = 3.0,
         n_bootstrap: int = 50,
         seed: int = 0,
     ) -> None:
         self.min_cluster_size = min_cluster_size
+        self.min_share = min_share
         self.min_difference = min_difference
         self.significance = significance
         self.n_bootstrap = n_bootstrap
         self.seed = seed
 
     def fit(self, latencies: AnchorLatencies) -> DeviceClusters:
-        """Raises DatasetError for a fleet larger than LARGEST_FLEET."""
-        n_boards = len(latencies.board_ids)
-        if n_boards > LARGEST_FLEET:
-            raise DatasetError(f"{n_boards} boards: at most {LARGEST_FLEET} can be clustered")
         noise = np.maximum(latencies.noise, _NOISE_FLOOR)
         self.board_ids_ = latencies.board_ids
         self.anchors_ = latencies.anchors
@@ -185,7 +178,7 @@ class DeviceClusters(BaseEstimator):
         self.resolution_ = np.maximum(self.min_difference, self.significance * math.sqrt(2) * noise)
         ratios = np.log(latencies.median_ms / self.median_ms_)
         found = self._found(ratios)
-        nearest, outlier = _with_nearest(self._scaled(ratios), found)
+        nearest, outlier = with_nearest(self._scaled(ratios), found)
         self._describe(ratios, found, nearest)
         self.outliers_ = tuple(np.asarray(self.board_ids_)[outlier].tolist())
         self.stability_ = self._stability(ratios, noise, nearest)
@@ -194,18 +187,65 @@ class DeviceClusters(BaseEstimator):
     def assign(self, anchor_ms: Mapping[str, float]) -> Assignment:
         """The nearest cluster of a board that was not in the fleet.
 
-        anchor_ms: median ms by anchor name, > 0. Raises DatasetError where an anchor is missing.
+        anchor_ms: median ms by anchor name, > 0. Some anchors may be left out where the rest put
+        the board within 1 of one cluster only (see probes); what is odd on an anchor left out is
+        then not seen as an outlier. Raises DatasetError where they leave doubt.
         """
-        missing = [anchor for anchor in self.anchors_ if not anchor_ms.get(anchor, 0) > 0]
-        if missing:
+        wrong = [f"{anchor} {ms} ms" for anchor, ms in anchor_ms.items() if not 0 < ms < math.inf]
+        if wrong:
             raise DatasetError(
-                f"new board: no latency of {', '.join(missing)}. Next: measure the anchors on it"
+                f"new board: no latency is {', '.join(wrong)}. Next: measure the anchors on it"
             )
-        ratios = np.log([anchor_ms[anchor] for anchor in self.anchors_]) - np.log(self.median_ms_)
-        distances = _distances(self._scaled(np.log(self.centers_)), self._scaled(ratios))
-        position = int(np.argmin(distances))
-        distance = float(distances[position])
-        return Assignment(list(self.representatives_)[position], distance, distance > 1)
+        probed = [i for i, anchor in enumerate(self.anchors_) if anchor in anchor_ms]
+        if not probed:
+            raise DatasetError(
+                f"new board: no latency of {', '.join(self.anchors_)}. "
+                "Next: measure the anchors on it"
+            )
+        ratios = np.log([anchor_ms[self.anchors_[i]] for i in probed] / self.median_ms_[probed])
+        apart = (np.log(self.centers_[:, probed]) - ratios) / self.resolution_[probed]
+        away = np.sqrt((apart**2).mean(axis=1))
+        first, *others = np.argsort(away, kind="stable").tolist()
+        if len(probed) < len(self.anchors_) and others and away[others[0]] <= 1:
+            self._refuse(first, others[0], probed)
+        distance = float(away[first])
+        return Assignment(list(self.representatives_)[first], distance, distance > 1)
+
+    def _refuse(self, first: int, second: int, probed: Sequence[int]) -> NoReturn:
+        names = list(self.representatives_)
+        apart = np.abs(np.log(self.centers_[first] / self.centers_[second])) / self.resolution_
+        apart[list(probed)] = 0
+        raise DatasetError(
+            f"new board: {names[first]} and {names[second]} both fit its latency of "
+            f"{', '.join(self.anchors_[i] for i in probed)}. "
+            f"Next: measure {self.anchors_[int(np.argmax(apart))]} on it"
+        )
+
+    def probes(self, at_most: int = 10) -> tuple[str, ...]:
+        """The anchors that assign needs of a new board, most telling first.
+
+        Chosen one by one until any two clusters lie more than 2 apart on them, so that no board
+        within 1 of its cluster is as near to another; every anchor where at_most are all there
+        are. Raises DatasetError where at_most anchors do not suffice.
+        """
+        clusters, anchors = self.centers_.shape
+        chosen: list[int] = []
+        while len(chosen) < min(at_most, anchors):
+            rest = [i for i in range(anchors) if i not in chosen]
+            chosen.append(max(rest, key=lambda i: self._told_apart([*chosen, i])))
+            pairs, _ = self._told_apart(chosen)
+            if pairs == clusters * (clusters - 1) // 2 or len(chosen) == anchors:
+                return tuple(self.anchors_[i] for i in chosen)
+        raise DatasetError(
+            f"{at_most} of {anchors} anchors do not tell the {clusters} clusters apart. "
+            "Next: allow more probes"
+        )
+
+    def _told_apart(self, probed: Sequence[int]) -> tuple[int, float]:
+        """Pairs of clusters more than 2 apart on these anchors; the least such distance."""
+        centers = np.log(self.centers_[:, probed]) / self.resolution_[probed]
+        pairs = pdist(centers) / math.sqrt(len(probed))
+        return int((pairs > 2).sum()), float(pairs.min(initial=math.inf))
 
     def _scaled(self, ratios: FloatArray) -> FloatArray:
         """Euclidean distance of scaled features = root mean square of the differences."""
@@ -213,18 +253,8 @@ class DeviceClusters(BaseEstimator):
 
     def _found(self, ratios: FloatArray) -> IntArray:
         """Cluster number of each board, -1 for boards of none."""
-        scaled = self._scaled(ratios)
-        if len(scaled) < HDBSCAN_FROM:
-            return _large_enough(_linked(scaled), self.min_cluster_size)
-        found = HDBSCAN(
-            min_cluster_size=max(2, self.min_cluster_size), allow_single_cluster=True, copy=True
-        ).fit(scaled)
-        labels = np.asarray(found.labels_, dtype=np.int64)
-        if (labels == _NO_CLUSTER).all():
-            return np.zeros(len(labels), dtype=np.int64)
-        labels[labels < 0] = _NO_CLUSTER
-        joined = _linked(_centers(scaled, labels))
-        return np.where(labels == _NO_CLUSTER, _NO_CLUSTER, joined[labels])
+        smallest = max(self.min_cluster_size, math.ceil(self.min_share * len(ratios)))
+        return grouped(self._scaled(ratios), smallest, self.seed)
 
     def _describe(self, ratios: FloatArray, found: IntArray, nearest: IntArray) -> None:
         """Name clusters by speed; medoids and centres from the boards that are truly in them."""
@@ -240,17 +270,20 @@ class DeviceClusters(BaseEstimator):
         for k in by_speed:
             members = np.flatnonzero(found == k)
             middle = self._scaled(centers[k])
-            medoid = members[np.argmin(_distances(scaled[members], middle))]
+            medoid = members[np.argmin(distances(scaled[members], middle))]
             self.representatives_[names[k]] = self.board_ids_[medoid]
 
     def _stability(self, ratios: FloatArray, noise: FloatArray, nearest: IntArray) -> float:
         if not self.n_bootstrap or len(ratios) < 2:
             return math.nan
         rng = np.random.default_rng(self.seed)
+        if len(ratios) > _BOOTSTRAP_BOARDS:
+            drawn = rng.choice(len(ratios), _BOOTSTRAP_BOARDS, replace=False)
+            ratios, nearest = ratios[drawn], nearest[drawn]
         scores = []
         for _ in range(self.n_bootstrap):
             again = ratios + rng.standard_normal(ratios.shape) * noise
-            labels, _ = _with_nearest(self._scaled(again), self._found(again))
+            labels, _ = with_nearest(self._scaled(again), self._found(again))
             scores.append(adjusted_rand_score(nearest, labels))
         return float(np.mean(scores))
 
@@ -292,41 +325,3 @@ class DeviceClusters(BaseEstimator):
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a document of device clusters: {error}") from None
         return clusters
-
-
-def _distances(points: FloatArray, point: FloatArray) -> FloatArray:
-    return np.asarray(np.sqrt(((points - point) ** 2).sum(axis=-1)), dtype=np.float64)
-
-
-def _centers(points: FloatArray, labels: IntArray) -> FloatArray:
-    """(n_clusters, n_features): the median of each cluster's points, -1 left out."""
-    return np.stack([np.median(points[labels == k], axis=0) for k in range(labels.max() + 1)])
-
-
-def _linked(points: FloatArray) -> IntArray:
-    """Average linkage (UPGMA), cut at distance 1: cluster numbers from 0."""
-    if len(points) < 2:
-        return np.zeros(len(points), dtype=np.int64)
-    numbers = fcluster(linkage(points, method="average"), t=1.0, criterion="distance")
-    return np.asarray(numbers, dtype=np.int64) - 1
-
-
-def _large_enough(labels: IntArray, smallest: int) -> IntArray:
-    """Clusters below the smallest size become -1, unless none would be left."""
-    counts = np.bincount(labels)
-    if counts.max() < smallest:
-        return labels
-    return np.where(counts[labels] >= smallest, labels, _NO_CLUSTER)
-
-
-def _with_nearest(scaled: FloatArray, found: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Every board with a cluster, and which are outliers: of no cluster and beyond 1 of all."""
-    labels = found.copy()
-    outlier = np.zeros(len(found), dtype=bool)
-    numbers = np.unique(found[found != _NO_CLUSTER])
-    centers = np.stack([np.median(scaled[found == k], axis=0) for k in numbers])
-    for board in np.flatnonzero(found == _NO_CLUSTER):
-        distances = _distances(centers, scaled[board])
-        labels[board] = numbers[np.argmin(distances)]
-        outlier[board] = distances.min() > 1
-    return labels, outlier

@@ -177,8 +177,10 @@ def test_a_new_board_goes_to_the_nearest_cluster() -> None:
     far = clusters.assign({anchor: 3.0 * ms for anchor, ms in base.items()})
     assert (far.label, far.outlier) == ("c1", True)
     assert far.distance > 1 > near.distance
-    with pytest.raises(DatasetError, match="no latency of conv, linear"):
+    with pytest.raises(DatasetError, match=r"new board: no latency is linear 0\.0 ms"):
         clusters.assign({"depthwise": 1.0, "memory": 1.0, "linear": 0.0})
+    with pytest.raises(DatasetError, match="new board: no latency of conv, depthwise, memory"):
+        clusters.assign({})
 
 
 def test_saved_and_read_again_it_is_the_same() -> None:
