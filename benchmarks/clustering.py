@@ -55,7 +55,7 @@ BORDER = 0.05
 TIME_LIMIT_S = 120.0
 QUICK_TIME_LIMIT_S = 30.0
 PEER_MEMORY_GB = 8
-EPS = (0.3, 0.5, 0.7, 0.9)
+EPS = (0.2, 0.3, 0.5, 0.7)
 """DBSCAN's, all tried at 10⁴ boards; larger fleets get the one that did best there."""
 
 FloatArray = NDArray[np.float64]

@@ -140,7 +140,8 @@ class DeviceClusters(BaseEstimator):
 
     min_cluster_size, min_share: groups of fewer boards, or of a smaller fraction of the fleet, are
     outliers; they carry the label of the nearest cluster, so that they count in a fleet's mean,
-    and are listed in outliers_. Where no cluster is large enough every group is a cluster.
+    and are listed in outliers_. Where none is large enough every group is a cluster; from 30
+    boards, those near the fleet's median are one.
     min_difference: a fraction; smaller differences are not worth a surrogate. significance: in
     standard errors. n_bootstrap: trials behind stability_; 0 for none. seed: of those trials and
     of the micro-clusters.
@@ -149,8 +150,7 @@ class DeviceClusters(BaseEstimator):
     representatives_ {label: board id}, the medoids; weights_ {label: n_k/N}, outliers included;
     stability_: mean adjusted Rand index between labels_ and those of fleets measured again with
     the noise found, in large fleets of 2,000 boards drawn once (1 is perfect; nan without trials);
-    centers_ (n_clusters, n_anchors), ratios
-    to the fleet's median; resolution_ (n_anchors,).
+    centers_ (n_clusters, n_anchors), ratios to the fleet's median; resolution_ (n_anchors,).
     """
 
     def __init__(

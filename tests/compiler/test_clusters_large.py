@@ -114,6 +114,16 @@ def test_a_large_fleet_of_equal_boards_is_one_cluster() -> None:
         assert clusters.outliers_ == ()
 
 
+@pytest.mark.parametrize("n_boards", [1_000, LARGE])
+def test_outliers_beside_boards_without_any_noise_are_named(n_boards: int) -> None:
+    for scales in ([1.0], [1.0, 1.3]):
+        factors = np.resize(scales, n_boards)
+        factors[:3] = (3.0, 4.0, 5.0)
+        clusters = DeviceClusters(n_bootstrap=0).fit(latencies(factors[:, None] * BASE_MS))
+        assert clusters.outliers_ == ("b000000", "b000001", "b000002")
+        assert len(clusters.weights_) == len(scales)
+
+
 def test_a_small_share_of_a_large_fleet_is_a_cluster_only_when_asked() -> None:
     rng = np.random.default_rng(0)
     median_ms = BASE_MS * np.exp(rng.normal(0, 0.015, (LARGE, 7)))
