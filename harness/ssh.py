@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import logging
 import shlex
 import socket
 import threading
@@ -21,6 +22,10 @@ from paramiko.pkey import UnknownKeyType
 from harness.errors import BoardError, HostKeyError, StableBoardError, TransientBoardError
 from harness.inventory import Board
 from harness.transport import Completed
+
+# What goes wrong is raised as our own error; without a handler Python would print paramiko's
+# traceback to the user's terminal as well.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,29 @@ def test_a_board_that_cannot_be_reached_is_status_3(inventory, capsys):
     inventory.write_text(inventory.read_text().replace("id_ed25519", "none"))
     assert main(["check", "--inventory", str(inventory)]) == 3
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_what_is_no_ssh_server_is_one_line_and_no_traceback(inventory):
+    def greet(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client:
+            client.sendall(b"220 mail.example ESMTP\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        known = load_inventory(inventory).boards[0].port
+        port = server.getsockname()[1]
+        inventory.write_text(inventory.read_text().replace(str(known), str(port)))
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        done = subprocess.run(
+            [sys.executable, "-m", "fleetcut.cli", "trust", "vb-01", "--inventory", inventory],
+            capture_output=True,
+            text=True,
+        )
+        thread.join()
+    assert done.returncode == 3
+    assert "no SSH at 127.0.0.1" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_probe_says_simulated(inventory, capsys):

@@ -166,13 +166,14 @@ class CutProxy:
             return
 
     def _end(self) -> None:
+        # Before the client can notice.
+        self.cut.set()
         if self._how == "reset":
             for sock in self._open:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if self._how != "black hole":
             for sock in self._open:
                 sock.close()
-        self.cut.set()
 
     def close(self) -> None:
         self._server.close()
