@@ -32,14 +32,29 @@ def layer_kind(layer: LayerShape) -> str:
     return "pointwise" if layer.kind == "conv" and layer.kernel_area == 1 else layer.kind
 
 
+def layer_stage(layer: LayerShape) -> str:
+    """Layers that a kernel treats alike: kind, kernel and picture, as "conv9@784/4".
+
+    That is a 3 x 3 convolution with 784 output positions, a quarter of its input's. The same work
+    takes more or less time on a large picture of few channels than on a small one of many.
+    """
+    shrink = layer.in_positions / layer.out_positions
+    return f"{layer_kind(layer)}{layer.kernel_area}@{layer.out_positions}/{shrink:g}"
+
+
 def feature_names(space: PruneSpace) -> tuple[str, ...]:
-    """Columns in order, "KIND.QUANTITY": kinds as they first occur in the network."""
+    """Columns in order: "KIND.QUANTITY", then "STAGE.QUANTITY", as they first occur.
+
+    A stage has an @ in its name (see layer_stage), a kind has none: totals over a whole kind
+    learn from few samples, stages tell shapes of equal work apart.
+    """
     kinds = dict.fromkeys(layer_kind(layer) for layer in space.layers)
-    return tuple(f"{kind}.{quantity}" for kind in kinds for quantity in QUANTITIES)
+    stages = dict.fromkeys(layer_stage(layer) for layer in space.layers)
+    return tuple(f"{part}.{quantity}" for part in (*kinds, *stages) for quantity in QUANTITIES)
 
 
 def physics_features(space: PruneSpace, widths: ArrayLike) -> FloatArray:
-    """Totals over the layers of each kind.
+    """Totals over the layers of each kind, and of each stage.
 
     widths: (n_groups,) or (n, n_groups), any integers >= 1. Returns (n_features,) or
     (n, n_features), columns as in feature_names. Raises ValueError for another shape.
@@ -49,9 +64,9 @@ def physics_features(space: PruneSpace, widths: ArrayLike) -> FloatArray:
     column = {name: position for position, name in enumerate(names)}
     totals = np.zeros((len(batch), len(names)))
     for layer, c_in, c_out in _channels(space, batch):
-        kind = layer_kind(layer)
         for quantity, amount in zip(QUANTITIES, _amounts(layer, c_in, c_out), strict=True):
-            totals[:, column[f"{kind}.{quantity}"]] += amount
+            for part in (layer_kind(layer), layer_stage(layer)):
+                totals[:, column[f"{part}.{quantity}"]] += amount
     return totals[0] if np.ndim(widths) == 1 else totals
 
 

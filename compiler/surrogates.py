@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import sklearn
@@ -105,12 +106,40 @@ def _trees(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
     return lambda points: np.exp(model.predict(points))
 
 
-FAMILIES: dict[str, Callable[[FloatArray, FloatArray, int], Predictor]] = {
-    "additive": _additive,
-    "ridge": _ridge,
-    "trees": _trees,
+Family = Callable[[FloatArray, FloatArray, int], Predictor]
+"""(x, y_ms, seed) → predictor."""
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """A model family. by_stage: whether it learns from features of stages, or of whole kinds."""
+
+    fit: Family
+    by_stage: bool = False
+
+
+FAMILIES: dict[str, FamilyEntry] = {
+    "additive": FamilyEntry(_additive),
+    "staged": FamilyEntry(_additive, by_stage=True),
+    "ridge": FamilyEntry(_ridge),
+    "trees": FamilyEntry(_trees),
 }
-"""Model family by name: (x, y_ms, seed) → predictor."""
+"""Model family by name. Totals of whole kinds of layers learn from few samples; time spent stage
+by stage tells apart shapes of equal work, once there are enough."""
+
+
+def _on_its_columns(entry: FamilyEntry, names: Sequence[str]) -> Family:
+    """The family's fit on the columns it learns from; on all where features tell no stages."""
+    staged = np.array(["@" in name for name in names], dtype=bool)
+    columns = np.flatnonzero(staged == entry.by_stage)
+    if not len(columns):
+        return entry.fit
+
+    def fit(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
+        predict = entry.fit(x[:, columns], y_ms, seed)
+        return lambda points: predict(points[:, columns])
+
+    return fit
 
 
 class LatencySurrogate(BaseEstimator):
@@ -150,7 +179,10 @@ class LatencySurrogate(BaseEstimator):
         if unknown or not self.families:
             raise ValueError(f"families {unknown or 'none'}: choose from {', '.join(FAMILIES)}")
         folds = self._folds(dataset)
-        fits = {name: self._fit_folds(FAMILIES[name], dataset, folds) for name in self.families}
+        families = {
+            name: _on_its_columns(FAMILIES[name], dataset.feature_names) for name in self.families
+        }
+        fits = {name: self._fit_folds(family, dataset, folds) for name, family in families.items()}
         self.cv_mape_by_family_ = {
             name: mape(dataset.y_ms, left_out) for name, (_, left_out) in fits.items()
         }
@@ -160,7 +192,7 @@ class LatencySurrogate(BaseEstimator):
         self._fold_predictors, left_out = fits[self.family_]
         self._fold_of_row = folds
         self._residuals = np.abs(np.log(dataset.y_ms) - np.log(left_out))
-        self._predictor = FAMILIES[self.family_](dataset.x, dataset.y_ms, self.seed)
+        self._predictor = families[self.family_](dataset.x, dataset.y_ms, self.seed)
         self._dataset = dataset
         self.feature_names_ = dataset.feature_names
         self.source_sha256_ = dataset.source_sha256
@@ -277,7 +309,7 @@ class LatencySurrogate(BaseEstimator):
 
     def _fit_folds(
         self,
-        family: Callable[[FloatArray, FloatArray, int], Predictor],
+        family: Family,
         dataset: Dataset,
         folds: IntArray,
     ) -> tuple[list[Predictor], FloatArray]:

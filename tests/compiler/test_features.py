@@ -35,7 +35,9 @@ def test_a_network_small_enough_to_count_by_hand() -> None:
     assert features["linear.macs"] == 5 * 4 * 10
     assert features["linear.weight_bytes"] == 5 * 4 * 10 * 4
     assert features["linear.read_bytes"] == 5 * 4 * 4
-    assert len(features) == 18
+    assert features["conv9@16/1.macs_pad8"] == features["conv.macs_pad8"]
+    assert features["depthwise9@4/4.macs"] == features["depthwise.macs"]
+    assert len(features) == 2 * 18
 
 
 def test_a_batch_is_its_rows(mobile_space: PruneSpace) -> None:
@@ -45,13 +47,16 @@ def test_a_batch_is_its_rows(mobile_space: PruneSpace) -> None:
     assert np.array_equal(batch, np.stack([physics_features(mobile_space, w) for w in widths]))
     macs = total_macs(mobile_space, widths)
     assert macs.tolist() == [mobile_space.macs(w) for w in widths]
-    columns = [name.endswith(".macs") for name in feature_names(mobile_space)]
-    assert np.array_equal(batch[:, columns].sum(axis=1), macs)
+    names = feature_names(mobile_space)
+    for of_a_stage in (False, True):
+        columns = [n.endswith(".macs") and ("@" in n) == of_a_stage for n in names]
+        assert np.array_equal(batch[:, columns].sum(axis=1), macs)
 
 
 def test_a_1x1_convolution_is_a_kind_of_its_own(mobile_space: PruneSpace) -> None:
     kinds = list(dict.fromkeys(name.split(".")[0] for name in feature_names(mobile_space)))
-    assert kinds == ["conv", "depthwise", "pointwise", "linear"]
+    assert kinds[:4] == ["conv", "depthwise", "pointwise", "linear"]
+    assert all("@" in stage for stage in kinds[4:])
 
 
 @pytest.mark.parametrize(
