@@ -1,7 +1,7 @@
 """Measured runs as the compiler reads them; the only place where nanoseconds become milliseconds.
 
 Input: an exported dataset folder (runs.parquet, dataset.json). Output: Runs, and from them a
-Dataset: features, latencies in ms and boards, one row a run.
+Dataset: features, one measured quantity and boards, one row a board and model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,14 @@ from compiler.errors import CompilerError
 FloatArray = NDArray[np.float64]
 
 NS_PER_MS = 1e6
+BYTES_PER_MB = 1e6
+UJ_PER_MJ = 1e3
+
+Quantity = Literal["latency_ms", "energy_mj", "peak_rss_mb"]
+"""What a run tells of a model, unit last. latency_ms: the run's median. energy_mj: of one
+inference, the whole board's draw times the mean latency. peak_rss_mb: the measuring process's
+largest resident set, in 10⁶ bytes, the runtime and the interpreter included."""
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 COLUMNS = (
     "run_id", "campaign_id", "board_id", "model_sha256", "model_name", "runtime", "precision",
@@ -31,6 +39,9 @@ COLUMNS = (
     "runtime_version", "simulated",
 )  # fmt: skip
 """What is read of runs.parquet; docs/architecture.md lists all of its columns."""
+
+OPTIONAL_COLUMNS = ("power_mw", "peak_rss_bytes", "battery_pct", "effective_freq_khz_after")
+"""Read where they stand: exports from before these were recorded have none of them."""
 
 
 class DatasetError(CompilerError):
@@ -42,6 +53,8 @@ class Run:
     """One measured run. latency_ms: every timed inference in order; p50_ms: their median.
 
     reasons: why the run does not count, empty where valid. None is what the board could not read.
+    effective_freq_khz: measured before the load, effective_freq_khz_after once it was over.
+    power_mw: the whole board's draw, median over the timed loop. battery_pct: before the load.
     """
 
     run_id: str
@@ -67,6 +80,19 @@ class Run:
     cores: int | None
     runtime_version: str | None
     simulated: bool
+    power_mw: float | None = None
+    peak_rss_bytes: int | None = None
+    battery_pct: float | None = None
+    effective_freq_khz_after: int | None = None
+
+    def value(self, quantity: Quantity) -> float | None:
+        """The quantity in its unit; None where the board could not read it."""
+        if quantity == "latency_ms":
+            return self.p50_ms
+        if quantity == "energy_mj":
+            mean_ms = math.fsum(self.latency_ms) / len(self.latency_ms)
+            return None if self.power_mw is None else self.power_mw * mean_ms / UJ_PER_MJ
+        return None if self.peak_rss_bytes is None else self.peak_rss_bytes / BYTES_PER_MB
 
 
 @dataclass(frozen=True)
@@ -129,27 +155,30 @@ class Runs:
 class Dataset:
     """What a surrogate learns from; the arrays cannot be written to.
 
-    x: (n_runs, n_features), finite. y_ms: (n_runs,), > 0. board_ids: (n_runs,).
-    feature_names: (n_features,), distinct. source_sha256: hash of the runs.parquet it came from.
-    Raises DatasetError where these do not hold.
+    x: (n_runs, n_features), finite. y: (n_runs,), > 0, in the unit that ends quantity's name.
+    board_ids: (n_runs,). feature_names: (n_features,), distinct. source_sha256: hash of the
+    runs.parquet it came from. Raises DatasetError where these do not hold.
     """
 
     x: FloatArray
-    y_ms: FloatArray
+    y: FloatArray
     board_ids: tuple[str, ...]
     feature_names: tuple[str, ...]
     source_sha256: str
+    quantity: Quantity = "latency_ms"
 
     def __post_init__(self) -> None:
         x = np.array(self.x, dtype=np.float64)
-        y_ms = np.array(self.y_ms, dtype=np.float64)
-        if x.ndim != 2 or y_ms.shape != (len(x),) or len(self.board_ids) != len(x):
+        y = np.array(self.y, dtype=np.float64)
+        if x.ndim != 2 or y.shape != (len(x),) or len(self.board_ids) != len(x):
             raise DatasetError(
-                f"dataset: x {x.shape}, y_ms {y_ms.shape} and {len(self.board_ids)} boards "
+                f"dataset: x {x.shape}, {self.quantity} {y.shape} and {len(self.board_ids)} boards "
                 "do not belong together"
             )
         if not len(x) or not x.shape[1]:
             raise DatasetError("dataset: no run, or no feature")
+        if self.quantity not in QUANTITIES:
+            raise DatasetError(f"dataset: {self.quantity!r} is none of {', '.join(QUANTITIES)}")
         if len(set(self.feature_names)) != x.shape[1] or len(self.feature_names) != x.shape[1]:
             raise DatasetError(
                 f"dataset: {x.shape[1]} features have the names {self.feature_names}"
@@ -157,12 +186,19 @@ class Dataset:
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise DatasetError(f"dataset: {self.feature_names[column]} of run {row} is not finite")
-        if not (np.isfinite(y_ms) & (y_ms > 0)).all():
-            raise DatasetError("dataset: a latency is not a positive number of ms")
+        if not (np.isfinite(y) & (y > 0)).all():
+            raise DatasetError(f"dataset: a {self.quantity} is not a positive number")
         x.flags.writeable = False
-        y_ms.flags.writeable = False
+        y.flags.writeable = False
         object.__setattr__(self, "x", x)
-        object.__setattr__(self, "y_ms", y_ms)
+        object.__setattr__(self, "y", y)
+
+    @property
+    def y_ms(self) -> FloatArray:
+        """y, where it is a latency. Raises DatasetError where it is not."""
+        if self.quantity != "latency_ms":
+            raise DatasetError(f"dataset: holds {self.quantity}, not latency")
+        return self.y
 
 
 def read_runs(folder: Path, *, include_invalid: bool = False) -> Runs:
@@ -182,7 +218,8 @@ def read_runs(folder: Path, *, include_invalid: bool = False) -> Runs:
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         raise DatasetError(f"{path}: lacks the columns {', '.join(missing)}. {_EXPORT_AGAIN}")
-    rows = frame[list(COLUMNS)].sort_values("run_id").to_dict("records")
+    frame = frame.reindex(columns=[*COLUMNS, *OPTIONAL_COLUMNS])
+    rows = frame.sort_values("run_id").to_dict("records")
     runs = tuple(_run(path, row) for row in rows)
     if not include_invalid:
         runs = tuple(run for run in runs if run.valid)
@@ -255,6 +292,10 @@ def _run(path: Path, row: Mapping[str, Any]) -> Run:
         cores=_maybe(row["cores"], int),
         runtime_version=_maybe(row["runtime_version"], str),
         simulated=bool(row["simulated"]),
+        power_mw=_maybe(row["power_mw"], float),
+        peak_rss_bytes=_maybe(row["peak_rss_bytes"], int),
+        battery_pct=_maybe(row["battery_pct"], float),
+        effective_freq_khz_after=_maybe(row["effective_freq_khz_after"], int),
     )
 
 
@@ -281,6 +322,19 @@ def _refuse_mixed_versions(path: Path, runs: Sequence[Run]) -> None:
             )
 
 
+def measured_quantities(runs: Runs, board_ids: Iterable[str]) -> tuple[Quantity, ...]:
+    """What each of these boards recorded in one run at least, in QUANTITIES' order."""
+    boards = frozenset(board_ids)
+    told = {
+        (run.board_id, quantity)
+        for run in runs.runs
+        if run.board_id in boards
+        for quantity in QUANTITIES
+        if run.value(quantity) is not None
+    }
+    return tuple(q for q in QUANTITIES if all((board, q) in told for board in boards))
+
+
 def lower_median(values: Sequence[float]) -> float:
     """Of two the smaller: what disturbs a run slows it, so the mean of both would not do.
 
@@ -295,9 +349,12 @@ def make_dataset(
     feature_names: Sequence[str],
     board_ids: Iterable[str] | None = None,
     *,
+    quantity: Quantity = "latency_ms",
     min_measured: float = 0.8,
 ) -> Dataset:
     """One row for each board and model in x_by_model: the lower median over its repeats.
+
+    Runs that could not read the quantity are left out (see measured_quantities).
 
     Runs of other models are left out. x_by_model: model_sha256 → (n_features,). board_ids: only
     these boards; None for all.
@@ -311,11 +368,18 @@ def make_dataset(
         for run in runs.runs
         if run.model_sha256 in x_by_model and (boards is None or run.board_id in boards)
     ]
+    told = [(run, value) for run in rows if (value := run.value(quantity)) is not None]
     where = "any board" if boards is None else ", ".join(sorted(boards))
-    measured = {run.model_sha256 for run in rows}
-    if not rows or len(measured) < min_measured * len(x_by_model):
+    measured = {run.model_sha256 for run, _ in told}
+    if rows and not told:
         raise DatasetError(
-            f"{runs.source}: {len(measured)} of {len(x_by_model)} models have a run on {where}, "
+            f"{runs.source}: none of {len(rows)} runs on {where} recorded {quantity}. "
+            f"Next: {_RECORDED_BY[quantity]}"
+        )
+    if not told or len(measured) < min_measured * len(x_by_model):
+        raise DatasetError(
+            f"{runs.source}: {len(measured)} of {len(x_by_model)} models have a run on {where}"
+            f"{'' if quantity == 'latency_ms' else ' with ' + quantity}, "
             f"{min_measured:.0%} are needed. Next: measure the proposed campaign again"
         )
     cells = sorted({(run.runtime, run.precision, run.threads) for run in rows})
@@ -325,12 +389,19 @@ def make_dataset(
             "Next: select one runtime, precision and number of threads"
         )
     repeats: dict[tuple[str, str], list[float]] = {}
-    for run in rows:
-        repeats.setdefault((run.board_id, run.model_sha256), []).append(run.p50_ms)
+    for run, value in told:
+        repeats.setdefault((run.board_id, run.model_sha256), []).append(value)
     return Dataset(
         x=np.stack([np.asarray(x_by_model[model], dtype=np.float64) for _, model in repeats]),
-        y_ms=np.asarray([lower_median(values) for values in repeats.values()]),
+        y=np.asarray([lower_median(values) for values in repeats.values()]),
         board_ids=tuple(board for board, _ in repeats),
         feature_names=tuple(feature_names),
         source_sha256=runs.source_sha256,
+        quantity=quantity,
     )
+
+
+_RECORDED_BY: Mapping[Quantity, str] = {
+    "energy_mj": "measure on boards with a power sensor; fleetcut probe shows what a board is",
+    "peak_rss_mb": "measure again: agents record it where /proc/self/clear_refs can be written",
+}

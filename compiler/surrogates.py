@@ -1,7 +1,8 @@
-"""Latency predicted from features, with an interval, for the boards of one cluster.
+"""One measured quantity predicted from features, with an interval, for the boards of one cluster.
 
-Input: a Dataset. Output: LatencySurrogate: median and 90 % interval in ms, cross-validated error,
-refusal outside what was measured; and the fleet's mean over several of them. Saved as JSON.
+Input: a Dataset of latency, energy or peak memory. Output: Surrogate: median and 90 % interval in
+the quantity's unit, cross-validated error, refusal outside what was measured; and the fleet's mean
+latency over several of them. Saved as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from compiler.pruning.widths import PruneSpace
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Predictor = Callable[[FloatArray], FloatArray]
-"""x (n, n_features) → ms (n,), > 0."""
+"""x (n, n_features) → (n,), > 0, in the unit of what it was fitted to."""
 
 
 class SurrogateError(CompilerError):
@@ -38,19 +39,21 @@ class OutOfDomainError(SurrogateError):
     """A prediction was asked where nothing near was measured."""
 
 
-def mape(y_ms: ArrayLike, pred_ms: ArrayLike) -> float:
+def mape(measured: ArrayLike, predicted: ArrayLike) -> float:
     """Mean absolute percentage error, a fraction (0.05 = 5 %).
 
-    y_ms, pred_ms: (n_runs,), y_ms > 0. Raises ValueError if empty or of different lengths.
+    measured, predicted: (n_runs,) of one unit, measured > 0. Raises ValueError if empty or of
+    different lengths.
     """
-    y, pred = np.asarray(y_ms, dtype=np.float64), np.asarray(pred_ms, dtype=np.float64)
+    y = np.asarray(measured, dtype=np.float64)
+    pred = np.asarray(predicted, dtype=np.float64)
     if not y.size or y.shape != pred.shape:
-        raise ValueError(f"error of {pred.shape} predictions against {y.shape} latencies")
+        raise ValueError(f"error of {pred.shape} predictions against {y.shape} measurements")
     return float(np.mean(np.abs(pred / y - 1)))
 
 
-def _additive(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
-    """``ms = c + Σ a_j · x_j`` with a, c ≥ 0: time adds up, and no work takes less than none.
+def _additive(x: FloatArray, y: FloatArray, seed: int) -> Predictor:
+    """``y = c + Σ a_j · x_j`` with a, c ≥ 0: costs add up, and no work costs less than none.
 
     Least squares on the relative error under these bounds (Lawson and Hanson's NNLS). A disturbed
     run is slower, never faster, so residuals beyond 1.345 spreads are weighted down (Huber), in
@@ -60,8 +63,8 @@ def _additive(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
     design = np.column_stack([np.ones(len(x)), x])
     scale = np.abs(design).max(axis=0)
     scale[scale == 0] = 1.0
-    relative = design / scale / y_ms[:, None]
-    bound = math.sqrt(1e-6 * len(x)) * np.eye(design.shape[1]) / np.median(y_ms)
+    relative = design / scale / y[:, None]
+    bound = math.sqrt(1e-6 * len(x)) * np.eye(design.shape[1]) / np.median(y)
     weight = np.ones(len(x))
     for _ in range(10):
         root = np.sqrt(weight)
@@ -70,17 +73,17 @@ def _additive(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
         residual = np.abs(relative @ coefficients - 1)
         limit = max(1.345 * 1.4826 * float(np.median(residual)), 1e-9)
         weight = limit / np.maximum(residual, limit)
-    floor = 0.1 * float(y_ms.min())
+    floor = 0.1 * float(y.min())
 
     def predict(points: FloatArray) -> FloatArray:
-        ms = np.column_stack([np.ones(len(points)), points]) / scale @ coefficients
-        return np.maximum(ms, floor)
+        y_hat = np.column_stack([np.ones(len(points)), points]) / scale @ coefficients
+        return np.maximum(y_hat, floor)
 
     return predict
 
 
-def _ridge(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
-    """Ridge on log-latency over features and their logarithms; its strength by leave-one-out."""
+def _ridge(x: FloatArray, y: FloatArray, seed: int) -> Predictor:
+    """Ridge on the logarithm over features and their logarithms; its strength by leave-one-out."""
     del seed
 
     def expand(points: FloatArray) -> FloatArray:
@@ -88,9 +91,9 @@ def _ridge(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
 
     center, spread = expand(x).mean(axis=0), expand(x).std(axis=0)
     spread[spread <= 1e-12 * np.maximum(np.abs(center), 1)] = 1.0
-    model = RidgeCV(np.logspace(-4, 4, 25)).fit((expand(x) - center) / spread, np.log(y_ms))
+    model = RidgeCV(np.logspace(-4, 4, 25)).fit((expand(x) - center) / spread, np.log(y))
     # Linear in the logarithm, so it could leave every scale: keep it within a decade of the data.
-    low, high = math.log(y_ms.min() / 10), math.log(y_ms.max() * 10)
+    low, high = math.log(y.min() / 10), math.log(y.max() * 10)
 
     def predict(points: FloatArray) -> FloatArray:
         return np.exp(np.clip(model.predict((expand(points) - center) / spread), low, high))
@@ -98,16 +101,16 @@ def _ridge(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
     return predict
 
 
-def _trees(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
-    """Gradient-boosted trees on log-latency."""
+def _trees(x: FloatArray, y: FloatArray, seed: int) -> Predictor:
+    """Gradient-boosted trees on the logarithm."""
     model = GradientBoostingRegressor(
         n_estimators=200, max_depth=3, learning_rate=0.1, subsample=0.8, random_state=seed
-    ).fit(x, np.log(y_ms))
+    ).fit(x, np.log(y))
     return lambda points: np.exp(model.predict(points))
 
 
 Family = Callable[[FloatArray, FloatArray, int], Predictor]
-"""(x, y_ms, seed) → predictor."""
+"""(x, y, seed) → predictor."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +138,19 @@ def _on_its_columns(entry: FamilyEntry, names: Sequence[str]) -> Family:
     if not len(columns):
         return entry.fit
 
-    def fit(x: FloatArray, y_ms: FloatArray, seed: int) -> Predictor:
-        predict = entry.fit(x[:, columns], y_ms, seed)
+    def fit(x: FloatArray, y: FloatArray, seed: int) -> Predictor:
+        predict = entry.fit(x[:, columns], y, seed)
         return lambda points: predict(points[:, columns])
 
     return fit
 
 
-class LatencySurrogate(BaseEstimator):
-    """Latency of one cluster's boards, its model family chosen by cross-validation.
+class Surrogate(BaseEstimator):
+    """One quantity of one cluster's boards, its model family chosen by cross-validation.
 
     Folds never split a configuration: rows with equal features stay together, so a repeat of a
     measured shape is not taken for a new one. Intervals are CV+ (Barber et al. 2021, "Predictive
-    inference with the jackknife+", section 3) on log-latency: the folds' own predictions plus and
+    inference with the jackknife+", section 3) on its logarithm: the folds' own predictions plus and
     minus their left-out errors. They widen where the folds disagree, so their width serves the
     search as predictive variance; a split-conformal interval would be equally wide everywhere.
 
@@ -156,7 +159,8 @@ class LatencySurrogate(BaseEstimator):
     fraction of that range. seed: of folds and trees.
 
     After fit: family_; cv_mape_, a fraction, of the chosen family; cv_mape_by_family_;
-    feature_names_; source_sha256_; domain_min_, domain_max_ (n_features,), without the margin.
+    feature_names_; quantity_; source_sha256_; domain_min_, domain_max_ (n_features,), without the
+    margin.
     """
 
     def __init__(
@@ -173,7 +177,7 @@ class LatencySurrogate(BaseEstimator):
         self.domain_margin = domain_margin
         self.seed = seed
 
-    def fit(self, dataset: Dataset) -> LatencySurrogate:
+    def fit(self, dataset: Dataset) -> Surrogate:
         """Raises SurrogateError for fewer than two configurations a fold."""
         unknown = sorted(set(self.families) - set(FAMILIES))
         if unknown or not self.families:
@@ -184,18 +188,19 @@ class LatencySurrogate(BaseEstimator):
         }
         fits = {name: self._fit_folds(family, dataset, folds) for name, family in families.items()}
         self.cv_mape_by_family_ = {
-            name: mape(dataset.y_ms, left_out) for name, (_, left_out) in fits.items()
+            name: mape(dataset.y, left_out) for name, (_, left_out) in fits.items()
         }
         # min() keeps the first of equals: the order of families breaks ties.
         self.family_ = min(self.families, key=lambda name: self.cv_mape_by_family_[name])
         self.cv_mape_ = self.cv_mape_by_family_[self.family_]
         self._fold_predictors, left_out = fits[self.family_]
         self._fold_of_row = folds
-        self._residuals = np.abs(np.log(dataset.y_ms) - np.log(left_out))
-        self._predictor = families[self.family_](dataset.x, dataset.y_ms, self.seed)
+        self._residuals = np.abs(np.log(dataset.y) - np.log(left_out))
+        self._predictor = families[self.family_](dataset.x, dataset.y, self.seed)
         self._dataset = dataset
         self.feature_names_ = dataset.feature_names
         self.source_sha256_ = dataset.source_sha256
+        self.quantity_ = dataset.quantity
         self.domain_min_ = dataset.x.min(axis=0)
         self.domain_max_ = dataset.x.max(axis=0)
         return self
@@ -203,7 +208,7 @@ class LatencySurrogate(BaseEstimator):
     def predict(
         self, x: ArrayLike, *, extrapolate: bool = False
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(median_ms, lower_ms, upper_ms), each (n,), for x (n, n_features).
+        """(median, lower, upper), each (n,), in quantity_'s unit, for x (n, n_features).
 
         lower ≤ median ≤ upper. Raises OutOfDomainError, naming the feature, for a point outside
         the domain, unless extrapolate; ValueError for another number of features.
@@ -235,37 +240,39 @@ class LatencySurrogate(BaseEstimator):
             "family": self.family_,
             "sklearn": sklearn.__version__,
             "x": self._dataset.x.tolist(),
-            "y_ms": self._dataset.y_ms.tolist(),
+            "y": self._dataset.y.tolist(),
             "board_ids": self._dataset.board_ids,
             "feature_names": self.feature_names_,
+            "quantity": self.quantity_,
             "source_sha256": self.source_sha256_,
-            "fitted_ms": self._predictor(self._dataset.x).tolist(),
+            "fitted": self._predictor(self._dataset.x).tolist(),
         }
         return json.dumps(document, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> LatencySurrogate:
+    def from_json(cls, text: str) -> Surrogate:
         """Raises ValueError for another document, SurrogateError where it fits otherwise now."""
         try:
             data = json.loads(text)
             dataset = Dataset(
                 x=np.array(data["x"], dtype=np.float64),
-                y_ms=np.array(data["y_ms"], dtype=np.float64),
+                y=np.array(data["y"], dtype=np.float64),
                 board_ids=tuple(data["board_ids"]),
                 feature_names=tuple(data["feature_names"]),
                 source_sha256=str(data["source_sha256"]),
+                quantity=data["quantity"],
             )
             params = {**data["params"], "families": tuple(data["params"]["families"])}
-            family, fitted_ms = str(data["family"]), np.array(data["fitted_ms"], dtype=np.float64)
+            family, fitted = str(data["family"]), np.array(data["fitted"], dtype=np.float64)
             version = str(data["sklearn"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a document of a latency surrogate: {error}") from None
+            raise ValueError(f"not a document of a surrogate: {error}") from None
         surrogate = cls(**params).fit(dataset)
-        again_ms = surrogate._predictor(dataset.x)
-        if surrogate.family_ != family or not np.allclose(again_ms, fitted_ms, rtol=1e-6, atol=0):
+        again = surrogate._predictor(dataset.x)
+        if surrogate.family_ != family or not np.allclose(again, fitted, rtol=1e-6, atol=0):
             raise SurrogateError(
-                f"latency surrogate saved with scikit-learn {version} fits otherwise with "
-                f"{sklearn.__version__}. Next: fleetcut compile again"
+                f"surrogate of {dataset.quantity} saved with scikit-learn {version} fits otherwise "
+                f"with {sklearn.__version__}. Next: fleetcut compile again"
             )
         return surrogate
 
@@ -314,12 +321,16 @@ class LatencySurrogate(BaseEstimator):
         folds: IntArray,
     ) -> tuple[list[Predictor], FloatArray]:
         """One predictor a fold, fitted without it, and the left-out predictions (n_runs,)."""
-        predictors, left_out = [], np.empty(len(dataset.y_ms))
+        predictors, left_out = [], np.empty(len(dataset.y))
         for fold in range(self.n_folds):
             out = folds == fold
-            predictors.append(family(dataset.x[~out], dataset.y_ms[~out], self.seed))
+            predictors.append(family(dataset.x[~out], dataset.y[~out], self.seed))
             left_out[out] = predictors[-1](dataset.x[out])
         return predictors, left_out
+
+
+LatencySurrogate = Surrogate
+"""Where latency alone is meant."""
 
 
 def _order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatArray:
@@ -334,7 +345,7 @@ def _order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatA
 
 
 def predicted_ms_by_cluster(
-    space: PruneSpace, surrogates: Mapping[str, LatencySurrogate], widths: Sequence[int]
+    space: PruneSpace, surrogates: Mapping[str, Surrogate], widths: Sequence[int]
 ) -> tuple[tuple[str, float], ...]:
     """(cluster label, predicted median ms) of one shape, as a PruningPlan carries it."""
     x = physics_features(space, [list(widths)])
@@ -343,7 +354,7 @@ def predicted_ms_by_cluster(
 
 def fleet_latency(
     space: PruneSpace,
-    surrogates: Mapping[str, LatencySurrogate],
+    surrogates: Mapping[str, Surrogate],
     weights: Mapping[str, float],
 ) -> Callable[[IntArray], tuple[FloatArray, FloatArray]]:
     """Mean latency over the fleet, ``Σ_k w_k · ŷ_k(widths)``, as the search asks for it.
@@ -359,6 +370,8 @@ def fleet_latency(
         raise ValueError(f"weights {dict(weights)} are not shares of one fleet")
     names = feature_names(space)
     for label, surrogate in surrogates.items():
+        if surrogate.quantity_ != "latency_ms":
+            raise ValueError(f"surrogate {label} predicts {surrogate.quantity_}, not latency")
         if surrogate.feature_names_ != names:
             raise ValueError(f"surrogate {label} has other features than {space.network}")
 

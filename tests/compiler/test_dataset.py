@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.dataset import COLUMNS, Dataset, DatasetError, make_dataset, read_runs
+from compiler.dataset import (
+    COLUMNS,
+    Dataset,
+    DatasetError,
+    make_dataset,
+    measured_quantities,
+    read_runs,
+)
 
 
 def row(run_id: str, **changes: Any) -> dict[str, Any]:
@@ -225,3 +232,29 @@ def test_no_latency_that_is_not_a_positive_number_comes_in(values: list[float]) 
     else:
         with pytest.raises(DatasetError, match="positive"):
             Dataset(np.ones((len(y_ms), 1)), y_ms, ("b",) * len(y_ms), ("f",), "0")
+
+
+def test_energy_and_memory_where_the_board_recorded_them(tmp_path: Path) -> None:
+    rows = [
+        row("a", power_mw=4000.0, peak_rss_bytes=90_000_000, latency_ns=[2_000_000, 4_000_000]),
+        row("b", board_id="pi4-02", power_mw=None, peak_rss_bytes=80_000_000),
+    ]
+    runs = read_runs(write(tmp_path / "d", rows))
+    x = {"m0": np.ones(1)}
+    energy = make_dataset(runs, x, ["f"], quantity="energy_mj")
+    assert energy.board_ids == ("pi4-01",)
+    # 4 W over a mean of 3 ms.
+    assert energy.y.tolist() == [12.0]
+    assert make_dataset(runs, x, ["f"], quantity="peak_rss_mb").y.tolist() == [90.0, 80.0]
+    assert measured_quantities(runs, ["pi4-01"]) == ("latency_ms", "energy_mj", "peak_rss_mb")
+    assert measured_quantities(runs, runs.board_ids) == ("latency_ms", "peak_rss_mb")
+    with pytest.raises(DatasetError, match=r"none of 1 runs on pi4-02 recorded energy_mj\. Next:"):
+        make_dataset(runs, x, ["f"], ["pi4-02"], quantity="energy_mj")
+    with pytest.raises(DatasetError, match="holds energy_mj, not latency"):
+        _ = energy.y_ms
+
+
+def test_an_export_from_before_they_were_recorded_has_latency_only(tmp_path: Path) -> None:
+    runs = read_runs(write(tmp_path / "d", [row("a")]))
+    assert measured_quantities(runs, runs.board_ids) == ("latency_ms",)
+    assert runs.runs[0].battery_pct is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from compiler.sampling import sample_widths
 from compiler.surrogates import (
     LatencySurrogate,
     OutOfDomainError,
+    Surrogate,
     SurrogateError,
     fleet_latency,
     mape,
@@ -143,10 +145,23 @@ def test_saved_and_read_again_it_predicts_the_same(mobile_space: PruneSpace, fam
     assert (again.cv_mape_, again.family_) == (surrogate.cv_mape_, family)
 
 
+def test_any_positive_quantity_is_learned_and_keeps_its_name(mobile_space: PruneSpace) -> None:
+    latency = dataset(mobile_space, sample_widths(mobile_space, 40, 0), 0)
+    energy_mj = replace(latency, y=3.5 * latency.y, quantity="energy_mj")
+    surrogate = Surrogate(("additive", "ridge")).fit(energy_mj)
+    again = Surrogate.from_json(surrogate.to_json())
+    assert again.quantity_ == "energy_mj"
+    ours, theirs = surrogate.predict(latency.x)[0], again.predict(latency.x)[0]
+    assert np.array_equal(ours, theirs)
+    assert mape(energy_mj.y, ours) < 0.05
+    with pytest.raises(ValueError, match="surrogate c0 predicts energy_mj, not latency"):
+        fleet_latency(mobile_space, {"c0": surrogate}, {"c0": 1.0})
+
+
 def test_a_document_that_does_not_fit_is_refused(mobile_space: PruneSpace) -> None:
     train = dataset(mobile_space, sample_widths(mobile_space, 20, 0), 0)
     document = json.loads(LatencySurrogate(("additive",)).fit(train).to_json())
-    document["fitted_ms"][0] *= 1.01
+    document["fitted"][0] *= 1.01
     with pytest.raises(SurrogateError, match="fits otherwise"):
         LatencySurrogate.from_json(json.dumps(document))
     for bad in ("{}", "[]", "7", "not json"):
