@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
     "<=": operator.le,
     ">=": operator.ge,
     "==": operator.eq,
@@ -36,12 +37,19 @@ class Bar:
         return _OPERATORS[self.op](self.value, self.limit)
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """--quick and --json, as every benchmark takes them."""
-    parser = argparse.ArgumentParser(description=description)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """--quick and --json, as every benchmark takes them; a benchmark may add its own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repeats, wider noise")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result here")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """What a benchmark without options of its own was asked."""
+    return parser(description).parse_args()
 
 
 def finish(
