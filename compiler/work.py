@@ -21,6 +21,7 @@ class WorkFolder:
 
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root = root
+        self.recipe = recipe
         root.mkdir(parents=True, exist_ok=True)
         owner = root / "recipe.json"
         document = {"recipe_sha256": recipe.sha256(), "recipe": recipe.model_dump(mode="json")}

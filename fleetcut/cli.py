@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_boards(subparsers)
     _add_records(subparsers)
     _add_compile(subparsers)
+    _add_whatif(subparsers)
     _add_ship(subparsers)
     return parser
 
@@ -91,7 +92,7 @@ def _verb(
 def _inventory(parser: argparse.ArgumentParser, default: str | None = "inventory.yaml") -> None:
     parser.add_argument(
         "--inventory", type=Path, default=Path(default) if default else None, metavar="FILE",
-        help=f"the rack (default: {default})",
+        help=f"the rack (default: {default or 'none'})",
     )  # fmt: skip
 
 
@@ -232,6 +233,49 @@ def _add_compile(subparsers: Subparsers) -> None:
     parser.add_argument("--dataset", type=Path, default=None, metavar="FOLDER")
     parser.add_argument("--work", type=Path, default=Path("build"), metavar="FOLDER")
     _inventory(parser)
+
+
+def _add_whatif(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.whatif import Question, whatif
+
+        question = Question(
+            a.work, a.scenario, a.network, a.plan, a.dataset, a.inventory,
+            a.slo_ms, a.draws, a.seed, a.picture,
+        )  # fmt: skip
+        return whatif(console, question)
+
+    parser = _verb(
+        subparsers,
+        "whatif",
+        "say what the fleet would take, and how much of it within an SLO, if some boards aged, "
+        "heated up or ran at another clock",
+        "fleetcut whatif build --scenario 'share=0.3,clock=1.0GHz' --slo-ms 20\n"
+        "         fleetcut whatif build --scenario 'cluster=c1,heat=recorded' --dataset dataset\n"
+        "Which boards: board=ID, cluster=LABEL, label.KEY=VALUE, share=0..1 of these.\n"
+        "What happens: clock=1.0GHz | clock_fraction=0.6 | heat=recorded | battery=0-15, "
+        "slowdown=1.2.",
+        handler,
+    )
+    parser.add_argument("work", type=Path, metavar="WORK", help="work folder of fleetcut compile")
+    parser.add_argument(
+        "--scenario", action="append", default=[], metavar="TEXT",
+        help="KEY=VALUE,… as below, or a YAML file of scenarios; may stand several times",
+    )  # fmt: skip
+    parser.add_argument("--network", action="append", metavar="NAME", help="only this network")
+    parser.add_argument(
+        "--plan", action="append", type=Path, default=[], metavar="FILE",
+        help="another shape to compare: a pruning plan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", type=Path, metavar="FOLDER",
+        help="measured clocks (default: WORK/dataset, where it exists)",
+    )  # fmt: skip
+    _inventory(parser, default=None)
+    parser.add_argument("--slo-ms", type=float, metavar="MS", help="what one inference may take")
+    parser.add_argument("--draws", type=int, default=2000, metavar="N", help="default: 2000")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws and of a share's boards")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write an HTML page")
 
 
 def _add_ship(subparsers: Subparsers) -> None:

@@ -16,7 +16,7 @@ from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 
 VERBS = ["demo", "rack", "check", "trust", "probe", "measure", "results", "export"]
-VERBS += ["compile", "deploy", "verify", "report"]
+VERBS += ["compile", "whatif", "deploy", "verify", "report"]
 
 
 @pytest.fixture(scope="module")
