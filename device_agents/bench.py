@@ -6,6 +6,7 @@ Raises only for a bug; whatever the model, the runtime or the board does is in t
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from device_agents.contract import (
 )
 from device_agents.errors import RunFailedError
 from device_agents.home import Inputs
+from device_agents.memory import peak_rss_bytes, reset_peak_rss
 from device_agents.platforms import Linux
 from device_agents.runtimes import RUNTIMES, Loader, Runner
 from device_agents.stopping import is_enough, is_steady, window_size
@@ -90,6 +92,7 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
     load = _loader(spec.runtime)
     model = bench.inputs.model(spec)
     before = bench.platform.observe(bench.clock_khz())
+    fresh_peak = reset_peak_rss(os.getpid())
     start_ns = time.perf_counter_ns()
     runner = load(model, spec.threads, bench.scratch)
     load_ns = time.perf_counter_ns() - start_ns
@@ -101,6 +104,9 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
             warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
             latency_ns = time_until_enough(runner, spec.stopping, warmup_ns)
         after = bench.platform.observe(_clock_since(bench, warm))
+        # A process of its own has a peak of its own; ours keeps that of earlier runs unless reset.
+        known = fresh_peak or runner.pid != os.getpid()
+        peak_bytes = peak_rss_bytes(runner.pid) if known else None
         version, provider = runner.version, runner.provider
     finally:
         runner.close()
@@ -121,6 +127,7 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         warmup_steady=steady,
         latency_ns=observed.latency_ns,
         max_abs_err=error,
+        peak_rss_bytes=peak_bytes,
         verdict=judge(spec.condition, observed),
     )
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ def _row(run: StoredRun, profiles: dict[str, DeviceProfile]) -> dict[str, object
     profile = profiles.get(record.profile_sha256)
     temps_c = [t for t in (s.temp_c() for s in record.states) if t is not None]
     verdict = record.verdict
+    # The states of a measured run: before the load, after warm-up, during the timed loop, after.
+    during_mw = [s.power_mw for s in record.states[2:-1] if s.power_mw is not None]
     return {
         "run_id": record.run_id,
         "campaign_id": spec.campaign_id,
@@ -131,6 +134,10 @@ def _row(run: StoredRun, profiles: dict[str, DeviceProfile]) -> dict[str, object
         "temp_c_max": max(temps_c) if temps_c else None,
         "freq_khz": before.freq_khz() if before else None,
         "effective_freq_khz": before.effective_freq_khz if before else None,
+        "effective_freq_khz_after": record.states[-1].effective_freq_khz if before else None,
+        "power_mw": statistics.median(during_mw) if during_mw else None,
+        "battery_pct": before.battery_pct if before else None,
+        "peak_rss_bytes": record.peak_rss_bytes,
         "governor": before.governor if before else None,
         "throttled": before.throttled if before else None,
         "profile_sha256": record.profile_sha256,

@@ -139,6 +139,8 @@ class MeasurementRecord:
     first one after it. warmup_count and warmup_steady: how warm-up ended.
     states: before, during (in order of time) and after. execution_provider: what really ran.
     max_abs_err: largest deviation from the golden output, None without a GoldenCheck.
+    peak_rss_bytes: the most that the measuring process had resident from the model's load on; it
+    includes the runtime, the interpreter and what earlier runs left there. None: unreadable.
     started_unix_ns: the board's wall clock, for the reader only; nothing is computed from it.
     """
 
@@ -157,6 +159,7 @@ class MeasurementRecord:
     warmup_steady: Optional[bool] = None
     latency_ns: Tuple[int, ...] = ()
     max_abs_err: Optional[float] = None
+    peak_rss_bytes: Optional[int] = None
     verdict: Optional[Verdict] = None
     error: Optional[RunError] = None
 

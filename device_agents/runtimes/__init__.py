@@ -30,8 +30,12 @@ class TensorSpec:
 
 
 class Runner(Protocol):
-    """A loaded model. version: the runtime's. provider: what really runs the operators."""
+    """A loaded model. version: the runtime's. provider: what really runs the operators.
 
+    pid: the process that holds the model.
+    """
+
+    pid: int
     version: str
     provider: str
     inputs: Tuple[TensorSpec, ...]

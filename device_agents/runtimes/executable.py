@@ -33,6 +33,7 @@ class ExecutableRunner:
             program = _runnable(model, self._folder)
             described = _describe(program)
             self._process = _spawn([str(program), "--serve", "--threads", str(threads)])
+            self.pid = self._process.pid
         except BaseException:
             shutil.rmtree(str(self._folder), ignore_errors=True)
             raise

@@ -7,6 +7,7 @@ nothing is computed, and on shared cores they turn a short wait into a long tail
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
@@ -42,6 +43,7 @@ class OrtRunner:
             raise RunFailedError(
                 "runtime", f"onnxruntime does not import ({error})", "pip install onnxruntime"
             ) from None
+        self.pid = os.getpid()
         self.version = str(onnxruntime.__version__)
         self._session = _session(onnxruntime, model, threads)
         self.provider = str(self._session.get_providers()[0])

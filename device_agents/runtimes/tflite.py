@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import time
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
@@ -30,6 +31,7 @@ class TfliteRunner:
 
     def __init__(self, model: Path, threads: int) -> None:
         module, distribution = _import()
+        self.pid = os.getpid()
         self.version = f"{distribution} {importlib.metadata.version(distribution)}"
         try:
             self._interpreter = module.Interpreter(model_path=str(model), num_threads=threads)

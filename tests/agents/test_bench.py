@@ -1,5 +1,6 @@
 """One run with a runtime that is made here: every number is known beforehand."""
 
+import os
 import struct
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ class FakeRunner:
     """Answers twice its input; its latencies follow ``latency(i)`` for the i-th inference."""
 
     version, provider = "1.0", "FakeProvider"
+    pid = os.getpid()
     inputs = outputs = (TensorSpec("x", "float32", (2,)),)
 
     def __init__(self, latency=lambda i: 1000) -> None:
@@ -105,6 +107,7 @@ def test_a_record_holds_everything(run):
     assert record.simulated
     assert record.boot_id == "boot"
     assert record.max_abs_err is None
+    assert record.peak_rss_bytes > 1_000_000  # Python itself is larger
     assert runner.closed
     before, warm, *during, after = record.states
     assert [s.effective_freq_khz for s in (before, warm, after)] == [1_000_000] * 3

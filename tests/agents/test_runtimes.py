@@ -127,6 +127,7 @@ def test_executable(load, stub, tmp_path):
     # A blob is pushed without its execute bit, and stays so.
     assert not os.access(tmp_path / "model", os.X_OK)
     assert (runner.version, runner.provider) == ("1", "stub")
+    assert runner.pid not in (os.getpid(), os.getppid())  # its memory is another process's
     assert runner.inputs == (TensorSpec("input", "float32", (1, 4)),)
     runner.set_inputs([struct.pack("<4f", 1, 2, 3, 4)])
     assert runner.time_batch(3) == [100000, 100001, 100002]

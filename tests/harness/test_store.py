@@ -51,10 +51,22 @@ def record(
         simulated=True,
         started_unix_ns=1,
         states=(
-            BoardState(1, temp_c_by_zone=(("cpu", 50.0), ("gpu", None)), governor="ondemand"),
-            BoardState(2, temp_c_by_zone=(("cpu", 60.5),)),
+            BoardState(
+                1,
+                temp_c_by_zone=(("cpu", 50.0), ("gpu", None)),
+                governor="ondemand",
+                effective_freq_khz=1_500_000,
+                battery_pct=80.0,
+                power_mw=2000,
+            ),
+            BoardState(2, power_mw=9000),
+            BoardState(3, temp_c_by_zone=(("cpu", 60.5),), power_mw=5000),
+            BoardState(4, power_mw=None),
+            BoardState(5, power_mw=5200),
+            BoardState(6, effective_freq_khz=1_400_000, power_mw=3000),
         ),
         runtime_version="onnxruntime 1.31.1",
+        peak_rss_bytes=70_000_000,
         latency_ns=() if error else (3_000_000, 1_000_000, 2_000_000),
         verdict=None if error else verdict,
         error=error,
@@ -113,6 +125,13 @@ def test_export_holds_valid_runs_with_provenance_and_is_repeatable(store, tmp_pa
     assert list(frame["p50_ns"]) == [2_000_000]
     assert list(frame["latency_ns"][0]) == [3_000_000, 1_000_000, 2_000_000]
     assert frame["temp_c_max"][0] == 60.5
+    # The draw while it was timed, not before, in warm-up or after.
+    assert frame["power_mw"][0] == 5100.0
+    assert (frame["battery_pct"][0], frame["peak_rss_bytes"][0]) == (80.0, 70_000_000)
+    assert (frame["effective_freq_khz"][0], frame["effective_freq_khz_after"][0]) == (
+        1_500_000,
+        1_400_000,
+    )
     assert frame["board_model"][0] == "Raspberry Pi 4"
     provenance = json.loads((tmp_path / "data" / "dataset.json").read_text())
     assert provenance["runs_sha256"] == done.sha256
