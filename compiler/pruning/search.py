@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from compiler.errors import CompilerError
 from compiler.features import total_macs
 from compiler.pruning.ncs import NegativelyCorrelatedSearch
+from compiler.pruning.refine import refine
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import decode
 
@@ -39,11 +40,13 @@ class SearchSettings:
 
     max_accuracy_drop: below the dense network's, a fraction (0.01 = one point).
     max_accuracy_evaluations: calls of the accuracy function in all, the dense network's included.
-    max_macs: multiply-accumulates allowed; None for any. spread_penalty: how many spreads are
-    added to the mean, >= 0: a search exploits a surrogate's errors, so doubtful shapes pay.
+    max_macs, min_macs: multiply-accumulates allowed; None for any. At least min_macs compares
+    shapes of equal work. spread_penalty: how many spreads are added to the mean, >= 0: a search
+    exploits a surrogate's errors, so doubtful shapes pay.
     population, generations: individuals and rounds; few individuals with many rounds each find
     more than the reverse when evaluations are few. sigma: first step size, in fractions of the
     dense width. epoch: generations between step-size changes by step_factor (the 1/5 rule).
+    refine_patience: the descent at the end gives up after so many refused shapes (refine.py).
     """
 
     population: int = 5
@@ -51,10 +54,12 @@ class SearchSettings:
     max_accuracy_drop: float = 0.01
     max_accuracy_evaluations: int = 400
     max_macs: float | None = None
+    min_macs: float | None = None
     spread_penalty: float = 0.5
     sigma: float = 0.2
     epoch: int = 5
     step_factor: float = 0.8
+    refine_patience: int = 16
 
     def __post_init__(self) -> None:
         if min(self.population, self.generations, self.epoch, self.max_accuracy_evaluations) < 1:
@@ -154,12 +159,20 @@ class Judge:
             return np.ones(len(widths), dtype=bool)
         return np.asarray(total_macs(self._space, widths) <= self._settings.max_macs)
 
+    def enough_macs(self, widths: IntArray) -> BoolArray:
+        if self._settings.min_macs is None:
+            return np.ones(len(widths), dtype=bool)
+        return np.asarray(total_macs(self._space, widths) >= self._settings.min_macs)
+
     def feasible(self, widths: Widths, objective_ms: float) -> bool:
         """Whether a shape of this objective meets every constraint; keeps it if it is the best.
 
         A shape not yet known counts as infeasible once the evaluations are used up.
         """
-        if not math.isfinite(objective_ms) or not self.within_macs(np.asarray([widths]))[0]:
+        row = np.asarray([widths])
+        if not math.isfinite(objective_ms) or not self.within_macs(row)[0]:
+            return False
+        if not self.enough_macs(row)[0]:
             return False
         if widths not in self._known and self.exhausted:
             return False
@@ -252,6 +265,15 @@ def search(
         history.append(Progress(ncs.generation, best_ms, judge.n_accuracy_evaluations))
         if progress is not None:
             progress(history[-1])
+    refine(
+        space,
+        judge.best_widths,
+        judge.objective,
+        lambda rows: judge.within_macs(rows) & judge.enough_macs(rows),
+        judge.feasible,
+        patience=settings.refine_patience,
+        seed=seed,
+    )
     return judge.result(tuple(history))
 
 

@@ -171,6 +171,16 @@ def test_a_budget_of_work_is_kept_though_dense_exceeds_it(mobile_space: PruneSpa
     assert result.predicted_ms < result.dense_ms
 
 
+def test_at_equal_work_only_the_shape_is_left_to_gain(mobile_space: PruneSpace) -> None:
+    most = 0.5 * mobile_space.macs(mobile_space.dense_widths)
+    settings = SearchSettings(max_macs=most, min_macs=0.97 * most)
+    fleet_ms = latency(mobile_space)
+    found = search(mobile_space, fleet_ms, lambda widths: 1.0, settings=settings, seed=0)
+    assert 0.97 * most <= found.macs <= most
+    alike = uniform(mobile_space, fleet_ms, lambda widths: 1.0, settings=settings)
+    assert found.predicted_ms < alike.predicted_ms
+
+
 def test_constraints_that_exclude_each_other_are_an_error(mobile_space: PruneSpace) -> None:
     settings = dataclasses.replace(QUICK, max_macs=1.0)
     for call in (search, uniform):
