@@ -42,11 +42,28 @@ def sha256(state: State) -> str:
 def save(state: State, path: Path) -> str:
     """Writes a safetensors file, whole or not at all. Returns its sha256."""
     document = to_bytes(state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(document)
-    temporary.replace(path)
+    write_whole(path, document)
     return hashlib.sha256(document).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a kill or a power loss leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """64 hex digits of a file's bytes. Raises WeightsError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -72,9 +89,7 @@ def load_into(network: nn.Module, path: Path, name: str) -> None:
     try:
         state = load(path)
     except OSError as error:
-        raise WeightsError(
-            f"{path}: cannot be read ({error.strerror}). Next: correct the recipe's weights"
-        ) from None
+        raise _unreadable(path, error) from None
     if state and all(entry.startswith(WRAPPER_PREFIX) for entry in state):
         state = {entry.removeprefix(WRAPPER_PREFIX): tensor for entry, tensor in state.items()}
     try:
@@ -85,6 +100,12 @@ def load_into(network: nn.Module, path: Path, name: str) -> None:
         raise WeightsError(
             f"{path}: does not fit {name}: {misfit[:160]}. Next: name weights of this architecture"
         ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"{path}: cannot be read ({error.strerror}). Next: correct the recipe's weights"
+    )
 
 
 def _load_legacy(path: Path) -> dict[str, Tensor]:

@@ -56,7 +56,10 @@ def test_progress_tells_each_epoch(splits):
     settings = TrainSettings(epochs=2, augment=False)
     result = training.train(tiny(), splits, settings, lambda *step: told.append(step))
     assert [(done, total) for done, total, _ in told] == [(1, 2), (2, 2)]
-    assert told[-1][2] == {"train_loss": result.train_loss, "val_accuracy": result.val_accuracy}
+    last = dict(told[-1][2])
+    assert last.pop("seconds_left") == 0
+    assert told[0][2]["seconds_left"] > 0
+    assert last == {"train_loss": result.train_loss, "val_accuracy": result.val_accuracy}
     assert told[1][2]["train_loss"] < told[0][2]["train_loss"]
 
 
