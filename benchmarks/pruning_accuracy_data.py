@@ -1,0 +1,71 @@
+"""CIFAR-10 for a benchmark: from a folder or the archive in it, on the device, whole or in part.
+
+Input: a folder with train/ and test/, or with one .tar.gz of them. Output: Splits; or what is
+missing, in one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import tempfile
+from pathlib import Path
+
+import torch
+
+from compiler import data
+from compiler.image_data import Pictures
+
+
+def absent(root: Path, weights: Path) -> str | None:
+    """What there is too little of to run at all; None where everything is there."""
+    if not (root / "train").is_dir() and len(list(root.glob("*.tar.gz"))) != 1:
+        return f"{root}: no train/ and test/ of CIFAR-10, nor one .tar.gz of them"
+    if not weights.is_file():
+        return f"{weights}: no weights"
+    return None
+
+
+def load(
+    root: Path,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    n_train: int | None,
+    n_test: int | None,
+) -> data.Splits:
+    """n_train, n_test: how many pictures at most, None for all. work: where archives go."""
+    found = data.load(f"cifar10:{_unpacked(root, work)}", seed, data.CIFAR_SHAPE)
+    # The test part comes class by class.
+    every = slice(None, None, len(found.test_y) // n_test if n_test else None)
+    return data.Splits(
+        found.name,
+        _on(device, found.train_x, slice(n_train)),
+        found.train_y[:n_train].to(device),
+        _on(device, found.val_x, slice(None)),
+        found.val_y.to(device),
+        _on(device, found.test_x, every),
+        found.test_y[every].to(device),
+    )
+
+
+def _on(device: torch.device, pictures: data.PictureSet, part: slice) -> data.PictureSet:
+    if isinstance(pictures, Pictures):
+        stored = pictures.stored[part].to(device)
+        return Pictures(stored, pictures.mean.to(device), pictures.std.to(device))
+    return pictures[part].to(device)
+
+
+def _unpacked(root: Path, work: Path) -> Path:
+    """The folder with train/ and test/; an archive that lies there instead is unpacked."""
+    if (root / "train").is_dir():
+        return root
+    (archive,) = root.glob("*.tar.gz")
+    digest = hashlib.sha256(str(archive.resolve()).encode()).hexdigest()[:8]
+    target = work / f"pictures-{digest}"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=work) as partial, tarfile.open(archive) as packed:
+            packed.extractall(partial, filter="data")
+            Path(partial).rename(target)
+            Path(partial).mkdir()
+    return target
