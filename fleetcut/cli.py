@@ -128,7 +128,8 @@ def _add_rack(subparsers: Subparsers) -> None:
     def handler(console: Console, a: argparse.Namespace) -> int:
         from fleetcut import rack
 
-        return rack.ACTIONS[a.action](console, a.folder, a.seed)
+        boards = rack.Boards(a.seed, a.behaviours, a.each)
+        return rack.ACTIONS[a.action](console, a.folder, boards)
 
     parser = _verb(
         subparsers,
@@ -140,6 +141,12 @@ def _add_rack(subparsers: Subparsers) -> None:
     parser.add_argument("action", choices=("up", "status", "down"))
     parser.add_argument("--folder", type=Path, default=Path("rack"), help="where the rack lives")
     parser.add_argument("--seed", type=int, default=0, help="which board gets which behaviour")
+    parser.add_argument(
+        "--behaviours", metavar="NAME,…",
+        help="of nominal, slow-bin, worn-battery, memory-bound, runtime-bound "
+        "(default: two boards of each of the first three)",
+    )  # fmt: skip
+    parser.add_argument("--each", type=int, default=2, help="boards of each of --behaviours")
 
 
 def _add_boards(subparsers: Subparsers) -> None:

@@ -1,31 +1,52 @@
 """The embedded rack from the command line: up, status, down.
 
-Input: a folder. Output: an exit status; what runs is said on the console, called simulated.
+Input: a folder, and of which boards. Output: an exit status; what runs is said on the console,
+called simulated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleetcut.console import Console
 from fleetcut.verbs import CHECK_FAILED, DONE
+from harness.virtual.errors import RackError
 from harness.virtual.rack import RackStatus, down, status, up
-from harness.virtual.spec import demo_rack
+from harness.virtual.spec import RackSpec, behaviours_rack, demo_rack
 
 
-def rack_up(console: Console, folder: Path, seed: int) -> int:
+@dataclass(frozen=True)
+class Boards:
+    """Which boards a rack has. behaviours: names with commas between; None: the demo's six."""
+
+    seed: int = 0
+    behaviours: str | None = None
+    each: int = 2
+
+    def spec(self) -> RackSpec:
+        """Raises RackError for behaviours that there are not."""
+        if self.behaviours is None:
+            return demo_rack(self.seed)
+        names = [name.strip() for name in self.behaviours.split(",") if name.strip()]
+        try:
+            return behaviours_rack(names, each=self.each, seed=self.seed)
+        except ValueError as error:
+            raise RackError(f"--behaviours: {error}. Next: --behaviours nominal,slow-bin") from None
+
+
+def rack_up(console: Console, folder: Path, boards: Boards) -> int:
     """Start the rack, or say that it runs."""
-    return _show(console, folder, up(folder, demo_rack(seed)))
+    return _show(console, folder, up(folder, boards.spec()))
 
 
-def rack_status(console: Console, folder: Path, _seed: int) -> int:
+def rack_status(console: Console, folder: Path, _boards: Boards) -> int:
     """Say whether the rack runs."""
     return _show(console, folder, status(folder))
 
 
-def rack_down(console: Console, folder: Path, _seed: int) -> int:
+def rack_down(console: Console, folder: Path, _boards: Boards) -> int:
     """End the rack and everything that runs on its boards."""
     down(folder)
     console.line(f"The rack in {folder} is down.")
@@ -45,7 +66,7 @@ def _show(console: Console, folder: Path, rack: RackStatus) -> int:
     return DONE
 
 
-ACTIONS: Mapping[str, Callable[[Console, Path, int], int]] = {
+ACTIONS: Mapping[str, Callable[[Console, Path, Boards], int]] = {
     "up": rack_up,
     "status": rack_status,
     "down": rack_down,

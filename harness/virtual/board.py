@@ -64,6 +64,11 @@ class VirtualBoard:
             folder.mkdir(parents=True, exist_ok=True)
         self._write_programs(python)
         self._page = ClockPage(self.paths.clock_page)
+        self._page.set_shape(
+            memory_bytes_per_s=spec.memory_bytes_per_s,
+            cache_bytes=spec.cache_bytes,
+            malloc_ns=spec.malloc_ns,
+        )
         self._busy_s = self._page.busy_s
         self._tree = BoardTree(self.paths.root)
         self.boot()

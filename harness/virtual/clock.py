@@ -1,6 +1,6 @@
 """The border between a board's physics and what runs on it: a shared page and a preloaded library.
 
-Input: the rack's folder. Output: ClockPage (stretch out, busy time in) and the built clockshim.
+Input: the rack's folder. Output: ClockPage (slowness out, busy time in) and the built clockshim.
 Raises RackError where no C compiler can build the library.
 """
 
@@ -20,7 +20,7 @@ from harness.virtual.errors import RackError
 
 PAGE_ENV = "FLEETCUT_CLOCK_PAGE"
 
-_MAGIC = int.from_bytes(b"FCTCLCK1", "little")
+_MAGIC = int.from_bytes(b"FCTCLCK2", "little")
 _PAGE_BYTES = 4096
 
 
@@ -31,6 +31,9 @@ class _Layout(ctypes.Structure):
         ("magic", ctypes.c_uint64),
         ("stretch_ppb", ctypes.c_uint64),
         ("busy_ns", ctypes.c_uint64),
+        ("memory_bytes_per_s", ctypes.c_uint64),
+        ("cache_bytes", ctypes.c_uint64),
+        ("malloc_ns", ctypes.c_uint64),
     )
 
 
@@ -61,6 +64,14 @@ class ClockPage:
         if not value >= 1:
             raise ValueError(f"stretch {value} must be at least 1")
         self._words.stretch_ppb = round(value * 1e9)
+
+    def set_shape(
+        self, *, memory_bytes_per_s: int | None, cache_bytes: int, malloc_ns: int
+    ) -> None:
+        """What slows networks unequally, as in VirtualBoardSpec; None: as fast as the host."""
+        self._words.cache_bytes = cache_bytes
+        self._words.malloc_ns = malloc_ns
+        self._words.memory_bytes_per_s = memory_bytes_per_s or 0
 
     @property
     def busy_s(self) -> float:
@@ -100,6 +111,17 @@ def build_shim(folder: Path) -> Path:
         )
     building.replace(library)
     return library
+
+
+def require_touched_pages() -> None:
+    """Raises RackError where the kernel does not say which pages a process touched."""
+    for name, mode in (("clear_refs", os.W_OK), ("smaps_rollup", os.R_OK)):
+        if not os.access(f"/proc/self/{name}", mode):
+            raise RackError(
+                f"no /proc/self/{name}: this kernel does not count touched pages "
+                "(CONFIG_PROC_PAGE_MONITOR), which a memory-bound board needs. "
+                "Next: leave memory-bound out of the behaviours"
+            )
 
 
 def board_clock_environment(library: Path, page: Path) -> Mapping[str, str]:

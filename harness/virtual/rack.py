@@ -22,7 +22,7 @@ import asyncssh
 from harness.virtual import config as files
 from harness.virtual import control, processes
 from harness.virtual.board import board_paths
-from harness.virtual.clock import PAGE_ENV, build_shim
+from harness.virtual.clock import PAGE_ENV, build_shim, require_touched_pages
 from harness.virtual.errors import RackError
 from harness.virtual.spec import RackSpec
 
@@ -74,6 +74,8 @@ def up(folder: Path, spec: RackSpec, python: str = sys.executable) -> RackStatus
     Keys, homes and, where they are free, ports are those of the last time. The rack outlives the
     caller and its terminal. Raises RackError, also when another rack runs in this folder.
     """
+    if any(board.memory_bytes_per_s for board in spec.boards):
+        require_touched_pages()
     folder = _prepared(folder)
     with _one_at_a_time(folder):
         if control.holder_pid(folder) is not None:

@@ -8,11 +8,15 @@ import pytest
 from harness.virtual.physics import initial_physics, step, stretch
 from harness.virtual.spec import (
     BEHAVIOURS,
+    DEMO_BEHAVIOURS,
+    MEMORY_BOUND,
     NOMINAL,
+    RUNTIME_BOUND,
     SLOW_BIN,
     WORN_BATTERY,
     RackSpec,
     VirtualBoardSpec,
+    behaviours_rack,
     demo_rack,
     uniform_rack,
 )
@@ -24,13 +28,13 @@ SEEDS = range(20)
 def test_demo_rack_plants_two_boards_of_each_behaviour(seed: int) -> None:
     spec = demo_rack(seed)
     assert [b.board_id for b in spec.boards] == [f"vb-0{i}" for i in range(1, 7)]
-    assert Counter(spec.planted().values()) == dict.fromkeys(BEHAVIOURS, 2)
+    assert Counter(spec.planted().values()) == dict.fromkeys(DEMO_BEHAVIOURS, 2)
     assert demo_rack(seed) == spec
 
 
 def test_names_say_nothing_of_behaviour() -> None:
     at_first = {demo_rack(seed).planted()["vb-01"] for seed in SEEDS}
-    assert at_first == set(BEHAVIOURS)
+    assert at_first == set(DEMO_BEHAVIOURS)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -62,6 +66,23 @@ def test_worn_battery_holds_for_hours_of_full_load() -> None:
         assert stretch(board, later) == stretch(board, initial)
 
 
+def test_a_rack_of_chosen_behaviours_has_as_many_boards_of_each() -> None:
+    spec = behaviours_rack(BEHAVIOURS, each=3, seed=1)
+    assert Counter(spec.planted().values()) == dict.fromkeys(BEHAVIOURS, 3)
+    assert behaviours_rack(BEHAVIOURS, each=3, seed=1) == spec
+    for board in spec.boards:
+        assert (board.memory_bytes_per_s is not None) == (board.behaviour == MEMORY_BOUND)
+        assert (board.malloc_ns > 0) == (board.behaviour == RUNTIME_BOUND)
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "each"), [(("turbo",), 2), ((), 2), ((NOMINAL, NOMINAL), 2), ((NOMINAL,), 0)]
+)
+def test_behaviours_that_are_none_are_refused(behaviours: tuple[str, ...], each: int) -> None:
+    with pytest.raises(ValueError, match="name some of nominal, slow-bin"):
+        behaviours_rack(behaviours, each=each)
+
+
 def test_uniform_rack_has_as_many_boards_as_asked_for() -> None:
     ids = [board.board_id for board in uniform_rack(120).boards]
     assert len(set(ids)) == 120
@@ -76,6 +97,9 @@ def test_uniform_rack_has_as_many_boards_as_asked_for() -> None:
         {"governor": "turbo"},
         {"speed_fraction": 1.2},
         {"heat_capacity_j_per_c": 0.0},
+        {"memory_bytes_per_s": 0},
+        {"cache_bytes": 0},
+        {"malloc_ns": -1},
     ],
 )
 def test_impossible_boards_are_refused(fault: dict[str, object]) -> None:
