@@ -1,7 +1,7 @@
 """The anchor networks: small, diverse probes whose latencies tell boards apart.
 
 Input: a folder and a seed. Output: one ONNX file an anchor, the same bytes for the same seed.
-Each is bound by one thing: dense convolution, depthwise convolution, activations, weights.
+Each is bound by one thing: dense convolution, many operators, activations, weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+FloatArray = NDArray[np.float64]
 
 OPSET = 13
 """Operator set and file version that onnxruntime 1.19, the last for Python 3.8 boards, reads."""
@@ -30,7 +33,14 @@ class _Graph:
 
     def _weight(self, shape: tuple[int, ...], fan_in: int) -> str:
         # He scale: activations neither vanish nor overflow, so no denormal slows a board down.
-        values = self._rng.standard_normal(shape) * np.sqrt(2.0 / fan_in)
+        return self._stored(self._rng.standard_normal(shape) * np.sqrt(2.0 / fan_in))
+
+    def _averages(self, shape: tuple[int, int, int, int]) -> str:
+        # However many follow each other, positive kernels of sum 1 leave the scale as it is.
+        values = self._rng.uniform(0.5, 1.5, shape)
+        return self._stored(values / values.sum(axis=(1, 2, 3), keepdims=True))
+
+    def _stored(self, values: FloatArray) -> str:
         name = f"w{len(self._weights)}"
         self._weights.append(numpy_helper.from_array(values.astype(np.float32), name))
         return name
@@ -45,8 +55,9 @@ class _Graph:
 
     def conv(self, c_in: int, c_out: int, kernel: int, *, groups: int = 1) -> str:
         """Same-size convolution without bias, then ReLU."""
+        shape = (c_out, c_in // groups, kernel, kernel)
         fan_in = c_in // groups * kernel * kernel
-        weight = self._weight((c_out, c_in // groups, kernel, kernel), fan_in)
+        weight = self._averages(shape) if groups == c_in else self._weight(shape, fan_in)
         pads = [kernel // 2] * 4
         self.add("Conv", weight, kernel_shape=[kernel, kernel], pads=pads, group=groups)
         return self.add("Relu")
@@ -85,11 +96,11 @@ def _conv(rng: np.random.Generator) -> onnx.ModelProto:
 
 
 def _depthwise(rng: np.random.Generator) -> onnx.ModelProto:
-    """Depthwise 3 x 3 convolutions: little arithmetic a byte, and another kernel of the runtime."""
-    graph = _Graph(rng, (1, 256, 32, 32))
-    for _ in range(20):
-        graph.conv(256, 256, 3, groups=256)
-    return graph.model("depthwise", (1, 256, 32, 32))
+    """80 small depthwise 3 x 3 convolutions: bound by what the runtime spends on an operator."""
+    graph = _Graph(rng, (1, 64, 28, 28))
+    for _ in range(80):
+        graph.conv(64, 64, 3, groups=64)
+    return graph.model("depthwise", (1, 64, 28, 28))
 
 
 def _memory(rng: np.random.Generator) -> onnx.ModelProto:
