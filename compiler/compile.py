@@ -20,6 +20,7 @@ from compiler import data, networks, weights
 from compiler.anchors import ANCHORS, write_anchors
 from compiler.artifacts import Provenance, write_artifact
 from compiler.clusters import DeviceClusters, anchor_latencies
+from compiler.costs import fit_costs
 from compiler.dataset import Runs, read_runs
 from compiler.errors import CompilerError
 from compiler.fleet import Fleet, fit_fleet
@@ -218,14 +219,13 @@ def _surrogates(
     labels = list(clusters.representatives_)
     if not work.surrogate_facts(name).exists():
         of_network = {m: f for m, f in samples.facts_by_model.items() if f["network"] == name}
-        fleet, facts = fit_fleet(
-            space,
-            {m: space.check(f["widths"]) for m, f in of_network.items()},
-            [m for m, f in of_network.items() if f["held_out"]],
-            runs,
-            clusters,
-            recipe.seed,
-        )
+        widths = {m: space.check(f["widths"]) for m, f in of_network.items()}
+        held_out = [m for m, f in of_network.items() if f["held_out"]]
+        fleet, facts = fit_fleet(space, widths, held_out, runs, clusters, recipe.seed)
+        costs, cost_facts = fit_costs(space, widths, held_out, runs, clusters, recipe.seed)
+        for (quantity, label), surrogate in costs.items():
+            write_text(work.cost_surrogate(name, label, quantity), surrogate.to_json())
+        write_json(work.cost_facts(name), cost_facts)
         for label in labels:
             write_text(work.surrogate(name, label), fleet.surrogates[label].to_json())
         write_json(work.surrogate_facts(name), facts)

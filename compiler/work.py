@@ -58,6 +58,12 @@ class WorkFolder:
     def surrogate_facts(self, network: str) -> Path:
         return self.root / "surrogates" / f"{network}.json"
 
+    def cost_surrogate(self, network: str, cluster: str, quantity: str) -> Path:
+        return self.root / "surrogates" / f"{network}@{cluster}.{quantity}.json"
+
+    def cost_facts(self, network: str) -> Path:
+        return self.root / "surrogates" / f"{network}.costs.json"
+
     def search_facts(self, network: str) -> Path:
         return self.root / "plans" / f"{network}.search.json"
 

@@ -142,6 +142,10 @@ def test_it_proposes_what_it_lacks_and_ends_in_verified_artifacts(tmp_path):
     facts = read_json(work / "plans" / "tinynet:tiny.search.json")
     assert facts["predicted_fleet_ms"] <= facts["uniform_fleet_ms"] * 1.001
     assert sum(g["pruned_width"] for g in facts["groups"]) < 80
+    # These boards recorded neither energy nor memory, and the facts say so.
+    costs = read_json(work / "surrogates" / "tinynet:tiny.costs.json")
+    assert len(costs) == 4
+    assert all("recorded" in cost["missing"] for cost in costs)
     dense = read_json(work / "dense" / "tinynet:tiny.json")
     pruned = read_json(work / "pruned" / "tinynet:tiny.json")
     assert dense["val_accuracy"] - pruned["val_accuracy"] <= 0.3
