@@ -164,8 +164,17 @@ def _network(
             )
             for fit in compiled.facts("surrogates", f"{name}.json")
         ),
+        costs=_costs(compiled, name),
         search_history=tuple(schema.SearchPoint(**point) for point in search["history"]),
     )
+
+
+def _costs(compiled: Compiled, name: str) -> tuple[schema.CostFit, ...]:
+    """Of energy and memory what was recorded; nothing in folders from before it was fitted."""
+    if not (compiled.work / "surrogates" / f"{name}.costs.json").exists():
+        return ()
+    facts = compiled.facts("surrogates", f"{name}.costs.json")
+    return tuple(schema.CostFit(**fit) for fit in facts if "missing" not in fit)
 
 
 def _summary(

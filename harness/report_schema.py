@@ -83,6 +83,21 @@ class SurrogateFit:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CostFit:
+    """One cluster's surrogate of what a shape costs besides time; heldout_mape: a fraction.
+
+    energy_mj: of one inference, the whole board's. peak_rss_mb: of the measuring process.
+    """
+
+    quantity: Literal["energy_mj", "peak_rss_mb"]
+    cluster: str
+    family: str
+    n_train: Count
+    n_heldout: Count
+    heldout_mape: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class SearchPoint:
     """The best predicted fleet-mean latency after so many evaluations."""
 
@@ -106,6 +121,7 @@ class Network:
     uniform_predicted_ms: Ms | None = None
     groups: tuple[WidthGroup, ...] = ()
     surrogates: tuple[SurrogateFit, ...] = ()
+    costs: tuple[CostFit, ...] = ()
     search_history: tuple[SearchPoint, ...] = ()
 
 

@@ -23,6 +23,7 @@ from harness.report import (
     ArtifactReport,
     BoardLatency,
     BoardReport,
+    CostFit,
     Failure,
     HeldOutPoint,
     LatencyPoint,
@@ -354,6 +355,26 @@ def test_simulated_is_said_iff_it_is_so(simulated: bool) -> None:
     pictures = re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL)
     assert pictures
     assert all((">simulated<" in picture) is simulated for picture in pictures)
+
+
+def test_energy_and_memory_stand_beside_latency_where_they_were_fitted() -> None:
+    costs = (
+        CostFit("energy_mj", "A", "additive", 32, 8, 0.031),
+        CostFit("peak_rss_mb", "A", "trees", 32, 8, 0.002),
+    )
+    report = Report(
+        title="t",
+        simulated=True,
+        provenance=PROVENANCE,
+        summary=Summary(boards=1, clusters=1),
+        networks=(Network("net", costs=costs), Network("bare")),
+    )
+    text = Elements(rendered(report)).text
+    assert "Energy and memory surrogates of net" in text
+    assert "Energy and memory surrogates of bare" not in text
+    assert "energy, mJ" in text
+    assert "peak memory, MB" in text
+    assert "3.1" in text
 
 
 def test_next_to_nothing_measured_is_still_a_page() -> None:
