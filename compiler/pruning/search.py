@@ -6,220 +6,40 @@ Output: SearchResult; the same arguments give the same result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import CompilerError
-from compiler.features import total_macs
+from compiler.pruning.baselines import judge_uniform, uniform
+from compiler.pruning.judge import (
+    Accuracy,
+    FleetLatency,
+    Judge,
+    Progress,
+    SearchError,
+    SearchResult,
+    SearchSettings,
+    as_widths,
+    within_macs,
+)
 from compiler.pruning.ncs import NegativelyCorrelatedSearch
 from compiler.pruning.refine import refine
-from compiler.pruning.widths import PruneSpace, Widths
+from compiler.pruning.widths import PruneSpace
 from compiler.sampling import decode
 
+__all__ = [
+    "Accuracy",
+    "FleetLatency",
+    "Progress",
+    "SearchError",
+    "SearchResult",
+    "SearchSettings",
+    "search",
+    "uniform",
+]
+
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-
-FleetLatency = Callable[[IntArray], tuple[FloatArray, FloatArray]]
-"""Widths (n, n_groups) → (mean_ms, spread_ms), each (n,); see surrogates.fleet_latency."""
-Accuracy = Callable[[Widths], float]
-"""Legal widths → accuracy, a fraction 0..1, or any proxy of it on that scale."""
-
-
-class SearchError(CompilerError):
-    """No shape meets the constraints."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What may be given up, and how much work the search may do.
-
-    max_accuracy_drop: below the dense network's, a fraction (0.01 = one point).
-    max_accuracy_evaluations: calls of the accuracy function in all, the dense network's included.
-    max_macs, min_macs: multiply-accumulates allowed; None for any. At least min_macs compares
-    shapes of equal work. spread_penalty: how many spreads are added to the mean, >= 0: a search
-    exploits a surrogate's errors, so doubtful shapes pay.
-    population, generations: individuals and rounds; few individuals with many rounds each find
-    more than the reverse when evaluations are few. sigma: first step size, in fractions of the
-    dense width. epoch: generations between step-size changes by step_factor (the 1/5 rule).
-    refine_patience: the descent at the end gives up after so many refused shapes (refine.py).
-    """
-
-    population: int = 5
-    generations: int = 200
-    max_accuracy_drop: float = 0.01
-    max_accuracy_evaluations: int = 400
-    max_macs: float | None = None
-    min_macs: float | None = None
-    spread_penalty: float = 0.5
-    sigma: float = 0.2
-    epoch: int = 5
-    step_factor: float = 0.8
-    refine_patience: int = 16
-
-    def __post_init__(self) -> None:
-        if min(self.population, self.generations, self.epoch, self.max_accuracy_evaluations) < 1:
-            raise ValueError("population, generations, epoch and evaluations are at least 1")
-        if self.population < 2 or not 0 < self.sigma <= 1 or not 0 < self.step_factor < 1:
-            raise ValueError("population >= 2, sigma in (0, 1] and step_factor in (0, 1)")
-        if not 0 <= self.max_accuracy_drop <= 1 or self.spread_penalty < 0:
-            raise ValueError("max_accuracy_drop in 0..1 and spread_penalty >= 0")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One generation. best_ms: predicted mean latency of the best feasible shape so far."""
-
-    generation: int
-    best_ms: float
-    n_accuracy_evaluations: int
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What was found; widths are feasible. accuracy: of the proxy that the search was given.
-
-    objective_ms: predicted_ms with the penalty. n_latency_evaluations: shapes asked of the
-    surrogates; n_accuracy_evaluations: of the accuracy function.
-    """
-
-    widths: Widths
-    objective_ms: float
-    predicted_ms: float
-    accuracy: float
-    macs: float
-    dense_ms: float
-    dense_accuracy: float
-    history: tuple[Progress, ...]
-    n_latency_evaluations: int
-    n_accuracy_evaluations: int
-
-
-class Judge:
-    """Latency and feasibility of legal shapes; remembers every accuracy, and the best shape."""
-
-    def __init__(
-        self,
-        space: PruneSpace,
-        fleet_ms: FleetLatency,
-        accuracy: Accuracy,
-        settings: SearchSettings,
-    ) -> None:
-        self._space = space
-        self._fleet_ms = fleet_ms
-        self._accuracy = accuracy
-        self._settings = settings
-        self._known: dict[Widths, float] = {}
-        self.n_latency_evaluations = 0
-        self._best: tuple[float, Widths] | None = None
-        dense = space.dense_widths
-        self.dense_ms = float(self.mean_ms(dense))
-        if not math.isfinite(self.dense_ms):
-            raise SearchError(
-                f"{space.network}: the latency of the dense shape cannot be predicted. "
-                "Next: measure it with the samples"
-            )
-        self.dense_accuracy = self.accuracy(dense)
-        self.feasible(dense, self.objective(np.asarray([dense]))[0])
-
-    @property
-    def n_accuracy_evaluations(self) -> int:
-        return len(self._known)
-
-    @property
-    def exhausted(self) -> bool:
-        """No new shape can be judged: every evaluation of accuracy is used."""
-        return len(self._known) >= self._settings.max_accuracy_evaluations
-
-    def mean_ms(self, widths: Widths) -> float:
-        return float(self._fleet_ms(np.asarray([widths], dtype=np.int64))[0][0])
-
-    def accuracy(self, widths: Widths) -> float:
-        """Of one shape, asked once. Raises ValueError for a value outside 0..1."""
-        if widths not in self._known:
-            value = float(self._accuracy(widths))
-            if not 0 <= value <= 1:
-                raise ValueError(f"accuracy {value} of {widths} is not in 0..1")
-            self._known[widths] = value
-        return self._known[widths]
-
-    def objective(self, widths: IntArray) -> FloatArray:
-        """Penalised mean latency in ms, (n,); inf where the surrogates refuse."""
-        self.n_latency_evaluations += len(widths)
-        mean, spread = self._fleet_ms(widths)
-        penalised = mean + self._settings.spread_penalty * spread
-        return np.where(np.isfinite(penalised), penalised, np.inf)
-
-    def within_macs(self, widths: IntArray) -> BoolArray:
-        if self._settings.max_macs is None:
-            return np.ones(len(widths), dtype=bool)
-        return np.asarray(total_macs(self._space, widths) <= self._settings.max_macs)
-
-    def enough_macs(self, widths: IntArray) -> BoolArray:
-        if self._settings.min_macs is None:
-            return np.ones(len(widths), dtype=bool)
-        return np.asarray(total_macs(self._space, widths) >= self._settings.min_macs)
-
-    def feasible(self, widths: Widths, objective_ms: float) -> bool:
-        """Whether a shape of this objective meets every constraint; keeps it if it is the best.
-
-        A shape not yet known counts as infeasible once the evaluations are used up.
-        """
-        row = np.asarray([widths])
-        if not math.isfinite(objective_ms) or not self.within_macs(row)[0]:
-            return False
-        if not self.enough_macs(row)[0]:
-            return False
-        if widths not in self._known and self.exhausted:
-            return False
-        if self.accuracy(widths) < self.dense_accuracy - self._settings.max_accuracy_drop:
-            return False
-        if self._best is None or (objective_ms, widths) < self._best:
-            self._best = (objective_ms, widths)
-        return True
-
-    @property
-    def has_best(self) -> bool:
-        return self._best is not None
-
-    @property
-    def best_objective_ms(self) -> float:
-        """Raises SearchError where nothing feasible was seen; so does best_widths."""
-        return self._feasible_best()[0]
-
-    @property
-    def best_widths(self) -> Widths:
-        return self._feasible_best()[1]
-
-    def _feasible_best(self) -> tuple[float, Widths]:
-        if self._best is None:
-            raise SearchError(
-                f"{self._space.network}: no shape within {self._settings.max_macs or 0:.4g} "
-                f"multiply-accumulates was found to keep the accuracy within "
-                f"{self._settings.max_accuracy_drop} of {self.dense_accuracy:.4f}. "
-                "Next: allow more of either"
-            )
-        return self._best
-
-    def result(self, history: tuple[Progress, ...]) -> SearchResult:
-        """Raises SearchError where nothing feasible was seen."""
-        objective_ms, widths = self._feasible_best()
-        return SearchResult(
-            widths=widths,
-            objective_ms=objective_ms,
-            predicted_ms=self.mean_ms(widths),
-            accuracy=self.accuracy(widths),
-            macs=float(self._space.macs(widths)),
-            dense_ms=self.dense_ms,
-            dense_accuracy=self.dense_accuracy,
-            history=history,
-            n_latency_evaluations=self.n_latency_evaluations,
-            n_accuracy_evaluations=self.n_accuracy_evaluations,
-        )
 
 
 def search(
@@ -252,12 +72,12 @@ def search(
     )
     history: list[Progress] = []
     while ncs.generation < settings.generations and not judge.exhausted:
-        trials = _within_macs(space, judge, ncs.ask())
+        trials = within_macs(space, judge, ncs.ask())
         widths = decode(space, trials)
         fitness = judge.objective(widths)
         worth = ncs.worth(trials, fitness) | (fitness < judge.best_objective_ms)
         accepted = [
-            bool(wanted) and judge.feasible(_tuple(row), float(value))
+            bool(wanted) and judge.feasible(as_widths(row), float(value))
             for wanted, row, value in zip(worth, widths, fitness, strict=True)
         ]
         ncs.tell(trials, fitness, np.asarray(accepted))
@@ -277,40 +97,6 @@ def search(
     return judge.result(tuple(history))
 
 
-def uniform(
-    space: PruneSpace,
-    fleet_ms: FleetLatency,
-    accuracy: Accuracy,
-    *,
-    settings: SearchSettings,
-) -> SearchResult:
-    """The baseline: the same fraction of every group, as small as the constraints allow.
-
-    Bisects 64 levels, so it assumes that accuracy falls with the fraction; of the feasible shapes
-    met on the way the fastest is the result. Raises SearchError where none is.
-    """
-    judge = Judge(space, fleet_ms, accuracy, settings)
-    _bisect_uniform(space, judge)
-    return judge.result(())
-
-
-def _bisect_uniform(space: PruneSpace, judge: Judge) -> None:
-    """Judge uniform shapes, the largest fraction first and then ever closer to the border."""
-    levels = np.linspace(0, 1, 65)[1:]
-    shapes = decode(space, np.repeat(levels[:, None], len(space.groups), axis=1))
-    shapes = shapes[judge.within_macs(shapes)]
-    objectives = judge.objective(shapes)
-    low, high = -1, len(shapes) - 1
-    if high < 0 or not judge.feasible(_tuple(shapes[high]), float(objectives[high])):
-        return
-    while high - low > 1:
-        middle = (low + high) // 2
-        if judge.feasible(_tuple(shapes[middle]), float(objectives[middle])):
-            high = middle
-        else:
-            low = middle
-
-
 def _starts(
     space: PruneSpace, judge: Judge, settings: SearchSettings, rng: np.random.Generator
 ) -> FloatArray:
@@ -319,11 +105,11 @@ def _starts(
     A random vector that loses too much accuracy goes half way towards the best shape, up to four
     times. Half of the evaluations at most are spent here.
     """
-    _bisect_uniform(space, judge)
+    judge_uniform(space, judge)
     dense = np.asarray(space.dense_widths, dtype=np.float64)
     random = rng.uniform(0, 1, (settings.population, len(dense)))
     if not judge.has_best:
-        for row in _within_macs(space, judge, random):
+        for row in within_macs(space, judge, random):
             _judge_one(space, judge, row)
     base = np.asarray(judge.best_widths) / dense
     rows = [base]
@@ -333,7 +119,7 @@ def _starts(
             settings.max_accuracy_evaluations / 2
         ):
             share /= 2
-            candidate = _within_macs(space, judge, (base + share * (row - base))[None])[0]
+            candidate = within_macs(space, judge, (base + share * (row - base))[None])[0]
             if _judge_one(space, judge, candidate):
                 point = candidate
                 break
@@ -343,24 +129,4 @@ def _starts(
 
 def _judge_one(space: PruneSpace, judge: Judge, kept: FloatArray) -> bool:
     widths = decode(space, kept[None])
-    return judge.feasible(_tuple(widths[0]), float(judge.objective(widths)[0]))
-
-
-def _within_macs(space: PruneSpace, judge: Judge, kept: FloatArray) -> FloatArray:
-    """Fractions (n, n_groups), scaled down together where they exceed the budget of work.
-
-    By bisection, 12 steps; a shape that even its smallest widths do not fit stays as it is.
-    """
-    over = ~judge.within_macs(decode(space, kept))
-    if not over.any():
-        return kept
-    low, high = np.zeros(len(kept)), np.ones(len(kept))
-    for _ in range(12):
-        middle = (low + high) / 2
-        fits = judge.within_macs(decode(space, kept * middle[:, None]))
-        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-    return np.where(over[:, None], kept * low[:, None], kept)
-
-
-def _tuple(widths: IntArray) -> Widths:
-    return tuple(int(width) for width in widths)
+    return judge.feasible(as_widths(widths[0]), float(judge.objective(widths)[0]))
