@@ -7,6 +7,7 @@ measure next, or Compiled once nothing is missing. Run again, finished stages ar
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from compiler.clusters import DeviceClusters, anchor_latencies
 from compiler.costs import fit_costs
 from compiler.dataset import Runs, read_runs
 from compiler.errors import CompilerError
+from compiler.fine_tuning import Dense, Observe, train_settings, watched
 from compiler.fleet import Fleet, fit_fleet
 from compiler.proposals import Proposal, ProposedModel, has_proposal, load_proposal, propose
 from compiler.pruning.groups import trace
@@ -30,7 +32,7 @@ from compiler.pruning.surgery import materialise, slice_network
 from compiler.pruning.widths import PruneSpace, PruningPlan
 from compiler.recipe import Recipe, RecipeTarget
 from compiler.sampling import sample_widths
-from compiler.shrink import Dense, Observe, show, shrink, train_settings
+from compiler.shrink import shrink
 from compiler.surrogates import LatencySurrogate
 from compiler.targets import TARGETS, TargetError, fast_onnx
 from compiler.training import evaluate, train
@@ -58,6 +60,8 @@ def compile_fleet(
     dataset: an exported folder that holds every proposal measured so far, None before the first.
     """
     work = WorkFolder(folder, recipe)
+    for name in recipe.networks:
+        _check_start(work, recipe, name)
     if work.compiled.exists():
         return _compiled(work)
     for name in recipe.networks:
@@ -74,6 +78,7 @@ def compile_fleet(
     for name in recipe.networks:
         fleet = _surrogates(work, recipe, name, samples, runs, clusters)
         _shrink(work, recipe, name, fleet, observe)
+        shutil.rmtree(work.resume(name), ignore_errors=True)
     return _emit(work, recipe, samples, runs, observe)
 
 
@@ -93,17 +98,19 @@ def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) 
     splits = _splits(recipe, name)
     network = networks.build(name, recipe.seed)
     _check_classes(network, splits, name)
-    start = recipe.weights.get(name)
+    start = _start(recipe, name)
+    file_sha256 = started_from = None
     if start is not None:
-        weights.load_into(network, Path(start).expanduser(), name)
-    started_from = None if start is None else weights.sha256(network.state_dict())
+        file_sha256 = weights.file_sha256(start)
+        weights.load_into(network, start, name)
+        started_from = weights.sha256(network.state_dict())
+    checkpoint = work.resume(name) / "dense.safetensors"
     if recipe.training.epochs:
-        title = f"train {name}"
         train(
             network,
             splits,
             train_settings(recipe.training, recipe.seed),
-            lambda done, total, figures: observe(title, done, total, show(figures)),
+            *watched(recipe.training, observe, f"train {name}", checkpoint),
         )
     space = trace(
         network,
@@ -120,8 +127,31 @@ def _train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) 
         "macs": space.macs(space.dense_widths),
         "weights_sha256": weights.sha256(network.state_dict()),
         "started_from_sha256": started_from,
+        "weights_file_sha256": file_sha256,
     }
     write_json(work.dense_facts(name), facts)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _start(recipe: Recipe, name: str) -> Path | None:
+    path = recipe.weights.get(name)
+    return None if path is None else Path(path).expanduser()
+
+
+def _check_start(work: WorkFolder, recipe: Recipe, name: str) -> None:
+    """The recipe names a file, not its content: another content is another compilation.
+
+    A file that is gone does no harm, for the dense stage has read it.
+    """
+    start = _start(recipe, name)
+    if start is None or not start.exists() or not work.dense_facts(name).exists():
+        return
+    used = read_json(work.dense_facts(name)).get("weights_file_sha256")
+    if used not in (None, weights.file_sha256(start)):
+        raise CompilerError(
+            f"{start}: changed since {work.root} was made from it. "
+            "Next: put the old file back, or name another --work folder"
+        )
 
 
 def _splits(recipe: Recipe, name: str) -> data.Splits:
@@ -246,7 +276,7 @@ def _shrink(work: WorkFolder, recipe: Recipe, name: str, fleet: Fleet, observe: 
         return
     splits = _splits(recipe, name)
     dense = _dense(work, recipe, name)
-    small = shrink(dense, fleet, splits, recipe, observe)
+    small = shrink(dense, fleet, splits, recipe, observe, work.resume(name))
     write_text(work.plan(name), small.plan.to_json())
     write_json(work.search_facts(name), small.facts)
     weights.save(small.network.state_dict(), work.pruned_weights(name))

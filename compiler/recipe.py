@@ -23,11 +23,15 @@ class Training(_Part):
     """How a network is trained. learning_rate is the peak of a one-cycle schedule.
 
     epochs: 0 leaves a dense network's starting weights as they are, where a file gives them.
+    checkpoint_epochs: between two checkpoints, from which a killed training goes on. precision:
+    auto is fp32 on a CPU, mixed on a GPU; bf16 is mixed on a CPU too, where it has such units.
     """
 
     epochs: int = Field(default=12, ge=0, examples=[12])
     batch_size: int = Field(default=64, ge=2, examples=[64])
     learning_rate: float = Field(default=0.01, gt=0, examples=[0.01])
+    checkpoint_epochs: int = Field(default=1, ge=1, examples=[1])
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", examples=["auto"])
 
 
 class Measuring(_Part):
@@ -65,7 +69,9 @@ class Search(_Part):
     """Bounds of the pruning search; fractions of the held-out set, 0.01 is one point.
 
     max_accuracy_drop bounds the finished network, proxy_accuracy_drop the search's quick proxy,
-    which is judged before fine-tuning and so loses more.
+    which is judged before fine-tuning and so loses more. rounds of search, cut and fine-tuning:
+    the proxy's drop is shared among them, every other number here and all fine-tuning epochs are
+    each round's own; the last round that keeps max_accuracy_drop is taken.
     """
 
     population: int = Field(default=5, ge=2, examples=[5])
@@ -73,6 +79,7 @@ class Search(_Part):
     max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1, examples=[0.01])
     max_accuracy_evaluations: int = Field(default=120, ge=1, examples=[120])
     proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])
+    rounds: int = Field(default=1, ge=1, examples=[1])
 
 
 class RecipeTarget(_Part):

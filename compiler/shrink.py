@@ -1,4 +1,4 @@
-"""One network, from dense to small: search for the fleet, slice, fine-tune, bound the loss.
+"""One network, from dense to small: rounds of search, slicing and fine-tuning, the loss bounded.
 
 Input: a trained network, its PruneSpace and the fleet's latency. Output: a sliced network whose
 accuracy on the validation part stays within the recipe's bound, its plan, and the search's facts.
@@ -6,36 +6,40 @@ accuracy on the validation part stays within the recipe's bound, its plan, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from compiler import devices
 from compiler.data import Splits
 from compiler.errors import CompilerError
-from compiler.fleet import Fleet
-from compiler.pruning.importance import Scores, activation, keep
-from compiler.pruning.search import SearchResult, SearchSettings, search, uniform
-from compiler.pruning.surgery import slice_network
-from compiler.pruning.widths import PruneSpace, PruningPlan, Widths
-from compiler.recipe import Recipe
-from compiler.training import (
-    Distillation,
-    TrainSettings,
-    distil,
-    evaluate,
-    recalibrate_batch_norm,
+from compiler.fine_tuning import (
+    RECALIBRATION_PICTURES,
+    Cut,
+    Dense,
+    Found,
+    Job,
+    Observe,
+    found,
+    tuned,
 )
+from compiler.fleet import Fleet
+from compiler.pruning.baselines import uniform
+from compiler.pruning.importance import Scores, activation, keep
+from compiler.pruning.search import SearchResult, SearchSettings, search
+from compiler.pruning.surgery import slice_channels
+from compiler.pruning.widths import PruningPlan, Widths
+from compiler.recipe import Recipe
+from compiler.training import evaluate, recalibrate_batch_norm
 from compiler.weights import sha256
 
-Observe = Callable[[str, int, int, str], None]
-"""Called with a stage's title, how much is done, of how much, and what came last."""
-
-RECALIBRATION_PICTURES = 256
 SCORING_PICTURES = 256
 MAX_ATTEMPTS = 3
-"""Searches at most: each after the first bounds the proxy's loss twice as tightly."""
+"""Searches of a round at most: each after the first bounds the proxy's loss twice as tightly."""
 
 
 @dataclass(frozen=True)
@@ -49,65 +53,99 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
-class Dense:
-    """The trained parent. val_accuracy: fraction of the validation part."""
+class Round:
+    """A round that kept the accuracy.
 
-    network: nn.Module
-    space: PruneSpace
-    val_accuracy: float
-
-
-def shrink(dense: Dense, fleet: Fleet, splits: Splits, recipe: Recipe, observe: Observe) -> Shrunk:
-    """Search, slice and fine-tune until the accuracy bound holds.
-
-    The bound is judged on the validation part: the test part only reports. Raises CompilerError
-    when no attempt keeps it.
+    number, attempts: from 1. drop: of the proxy's accuracy, allowed to it. search: its facts.
     """
-    drop = recipe.search.proxy_accuracy_drop
-    for _ in range(MAX_ATTEMPTS):
-        found = _search(dense, fleet, splits, recipe, drop, observe)
-        plan = _plan(dense, fleet, splits, found.widths, recipe.seed)
-        network = slice_network(dense.network, dense.space, plan)
-        result = _fine_tune(network, dense, splits, recipe, observe)
-        if dense.val_accuracy - result <= recipe.search.max_accuracy_drop:
-            alike = uniform(
-                dense.space,
-                fleet.objective(),
-                _proxy(dense, splits),
-                settings=_settings(recipe, drop),
-            )
-            facts = _facts(dense, fleet, plan, found, alike, drop)
-            return Shrunk(network, plan, result, facts)
-        drop /= 2
-    raise CompilerError(
-        f"{dense.space.network}: no shape kept its accuracy within "
-        f"{recipe.search.max_accuracy_drop:.2%} after {MAX_ATTEMPTS} searches. "
-        "Next: allow more fine_tuning.epochs or a larger search.max_accuracy_drop"
+
+    number: int
+    attempts: int
+    drop: float
+    cut: Cut
+    search: dict[str, Any]
+
+
+def shrink(
+    dense: Dense, fleet: Fleet, splits: Splits, recipe: Recipe, observe: Observe, folder: Path
+) -> Shrunk:
+    """Search, slice and fine-tune, round after round, as long as the accuracy bound holds.
+
+    Each round may lose its share of the proxy's drop; it starts from the last one's fine-tuned
+    network and learns from the dense one. The bound is judged on the validation part: the test
+    part only reports. folder: of this network and recipe; what a killed call left there is used.
+    Raises CompilerError when no attempt of the first round keeps the bound.
+    """
+    job = Job(dense, splits, recipe, observe)
+    rounds: list[Round] = []
+    for number in range(1, recipe.search.rounds + 1):
+        before = rounds[-1].cut if rounds else Cut.none(dense)
+        done = _round(job, fleet, number, before, folder / f"round-{number}")
+        if done is None:
+            break
+        rounds.append(done)
+    if not rounds:
+        raise CompilerError(
+            f"{dense.space.network}: no shape kept its accuracy within "
+            f"{recipe.search.max_accuracy_drop:.2%} after {MAX_ATTEMPTS} searches. "
+            "Next: allow more fine_tuning.epochs or a larger search.max_accuracy_drop"
+        )
+    last = rounds[-1].cut
+    plan = PruningPlan(
+        network=dense.space.network,
+        parent_sha256=sha256(dense.network.state_dict()),
+        kept_by_group=tuple(last.kept.items()),
+        predicted_ms_by_cluster=tuple(sorted(fleet.by_cluster_ms(last.widths).items())),
+        seed=recipe.seed,
     )
+    return Shrunk(last.network, plan, last.val_accuracy, _facts(job, fleet, plan, rounds))
+
+
+def _round(job: Job, fleet: Fleet, number: int, before: Cut, folder: Path) -> Round | None:
+    """None where no attempt keeps the accuracy, or a later round finds nothing to cut."""
+    recipe = job.recipe
+    scores = _scores(before, job.splits)
+    drop = recipe.search.proxy_accuracy_drop / recipe.search.rounds
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        place = folder / f"attempt-{attempt}"
+        which = _which(number, attempt, recipe.search.rounds)
+        looked = partial(_search, job, fleet, before, scores, drop, which)
+        kept, facts = found(before, scores, looked, place)
+        if number > 1 and kept == before.kept:
+            return None
+        title = f"fine-tune {job.dense.space.network}{which}"
+        cut = tuned(job, before, kept, title, place)
+        if job.dense.val_accuracy - cut.val_accuracy <= recipe.search.max_accuracy_drop:
+            return Round(number, attempt, drop, cut, facts)
+        drop /= 2
+    return None
+
+
+def _which(number: int, attempt: int, rounds: int) -> str:
+    """For titles: "", or " (round 2 of 3)", or with the attempt where it is not the first."""
+    parts = [f"round {number} of {rounds}"] if rounds > 1 else []
+    parts += [f"attempt {attempt}"] if attempt > 1 else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _search(
-    dense: Dense,
-    fleet: Fleet,
-    splits: Splits,
-    recipe: Recipe,
-    max_drop: float,
-    observe: Observe,
-) -> SearchResult:
-    title = f"search {dense.space.network}"
-    return search(
-        dense.space,
+    job: Job, fleet: Fleet, before: Cut, scores: Scores, max_drop: float, which: str
+) -> Found:
+    title = f"search {job.dense.space.network}{which}"
+    result = search(
+        before.space,
         fleet.objective(),
-        _proxy(dense, splits),
-        settings=_settings(recipe, max_drop),
-        seed=recipe.seed,
-        progress=lambda p: observe(
+        _proxy(before, scores, job.splits),
+        settings=_settings(job.recipe, max_drop),
+        seed=job.recipe.seed,
+        progress=lambda p: job.observe(
             title,
             p.generation,
-            recipe.search.generations,
+            job.recipe.search.generations,
             f"fleet mean {p.best_ms:.3f} ms predicted",
         ),
     )
+    return Found(result.widths, _search_facts(result))
 
 
 def _settings(recipe: Recipe, max_drop: float) -> SearchSettings:
@@ -119,89 +157,71 @@ def _settings(recipe: Recipe, max_drop: float) -> SearchSettings:
     )
 
 
-def _proxy(dense: Dense, splits: Splits) -> Callable[[Widths], float]:
+def _scores(cut: Cut, splits: Splits) -> Scores:
+    return activation(cut.network, cut.space, splits.train_x[:SCORING_PICTURES])
+
+
+def _proxy(cut: Cut, scores: Scores, splits: Splits) -> Callable[[Widths], float]:
     """Accuracy right after slicing, with batch norm recalibrated: quick, and ranks shapes well."""
-    importance = _importance(dense, splits)
+    device = devices.chosen()
 
     def accuracy(widths: Widths) -> float:
-        plan = PruningPlan(
-            network=dense.space.network,
-            parent_sha256=sha256(dense.network.state_dict()),
-            kept_by_group=keep(dense.space, importance, widths),
-            predicted_ms_by_cluster=(),
-            seed=0,
-        )
-        candidate = slice_network(dense.network, dense.space, plan)
+        kept = dict(keep(cut.space, scores, widths))
+        candidate = slice_channels(cut.network, cut.space.groups, kept).to(device)
         recalibrate_batch_norm(candidate, splits.train_x[:RECALIBRATION_PICTURES])
         return evaluate(candidate, splits.val_x, splits.val_y)
 
     return accuracy
 
 
-def _importance(dense: Dense, splits: Splits) -> Scores:
-    return activation(dense.network, dense.space, splits.train_x[:SCORING_PICTURES])
+def _search_facts(result: SearchResult) -> dict[str, Any]:
+    return {
+        "proxy_accuracy": result.accuracy,
+        "n_latency_evaluations": result.n_latency_evaluations,
+        "n_accuracy_evaluations": result.n_accuracy_evaluations,
+        "history": [
+            {"evaluations": p.n_accuracy_evaluations, "best_ms": p.best_ms} for p in result.history
+        ],
+    }
 
 
-def _plan(dense: Dense, fleet: Fleet, splits: Splits, widths: Widths, seed: int) -> PruningPlan:
-    return PruningPlan(
-        network=dense.space.network,
-        parent_sha256=sha256(dense.network.state_dict()),
-        kept_by_group=keep(dense.space, _importance(dense, splits), widths),
-        predicted_ms_by_cluster=tuple(sorted(fleet.by_cluster_ms(widths).items())),
-        seed=seed,
+def _facts(job: Job, fleet: Fleet, plan: PruningPlan, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Of the whole way; its history counts evaluations through all rounds."""
+    space, whole = job.dense.space, Cut.none(job.dense)
+    drop = sum(done.drop for done in rounds)
+    alike = uniform(
+        space,
+        fleet.objective(),
+        _proxy(whole, _scores(whole, job.splits), job.splits),
+        settings=_settings(job.recipe, drop),
     )
-
-
-def _fine_tune(
-    network: nn.Module, dense: Dense, splits: Splits, recipe: Recipe, observe: Observe
-) -> float:
-    title = f"fine-tune {dense.space.network}"
-    recalibrate_batch_norm(network, splits.train_x[:RECALIBRATION_PICTURES])
-    distil(
-        network,
-        dense.network,
-        splits,
-        train_settings(recipe.fine_tuning, recipe.seed),
-        Distillation(),
-        lambda done, total, figures: observe(title, done, total, show(figures)),
-    )
-    return evaluate(network, splits.val_x, splits.val_y)
-
-
-def train_settings(training: Any, seed: int) -> TrainSettings:
-    """The recipe's part as the trainer takes it."""
-    return TrainSettings(
-        epochs=training.epochs, lr=training.learning_rate, batch=training.batch_size, seed=seed
-    )
-
-
-def show(figures: Any) -> str:
-    """Figures of an epoch in one short line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-
-
-def _facts(
-    dense: Dense,
-    fleet: Fleet,
-    plan: PruningPlan,
-    found: SearchResult,
-    alike: SearchResult,
-    max_drop: float,
-) -> dict[str, Any]:
-    space = dense.space
+    history: list[dict[str, Any]] = []
+    before = 0
+    for done in rounds:
+        for point in done.search["history"]:
+            history.append({**point, "evaluations": before + point["evaluations"]})
+        before += done.search["n_accuracy_evaluations"]
     return {
         "groups": [
             {"name": g.name, "dense_width": g.channels, "pruned_width": w}
             for g, w in zip(space.groups, plan.widths(space), strict=True)
         ],
         "predicted_ms_by_cluster": [list(pair) for pair in plan.predicted_ms_by_cluster],
-        "predicted_fleet_ms": fleet.mean_ms(found.widths),
+        "predicted_fleet_ms": fleet.mean_ms(plan.widths(space)),
         "uniform_fleet_ms": fleet.mean_ms(alike.widths),
-        "proxy_accuracy": found.accuracy,
-        "proxy_accuracy_drop": max_drop,
-        "n_latency_evaluations": found.n_latency_evaluations,
-        "n_accuracy_evaluations": found.n_accuracy_evaluations,
-        "history": [
-            {"evaluations": p.n_accuracy_evaluations, "best_ms": p.best_ms} for p in found.history
+        "proxy_accuracy": rounds[-1].search["proxy_accuracy"],
+        "proxy_accuracy_drop": drop,
+        "n_latency_evaluations": sum(done.search["n_latency_evaluations"] for done in rounds),
+        "n_accuracy_evaluations": before,
+        "history": history,
+        "rounds": [
+            {
+                "round": done.number,
+                "attempts": done.attempts,
+                "predicted_fleet_ms": fleet.mean_ms(done.cut.widths),
+                "macs": space.macs(done.cut.widths),
+                "val_accuracy": done.cut.val_accuracy,
+            }
+            for done in rounds
         ],
     }

@@ -76,6 +76,10 @@ class WorkFolder:
     def pruned_facts(self, network: str) -> Path:
         return self.root / "pruned" / f"{network}.json"
 
+    def resume(self, network: str) -> Path:
+        """A folder: what a killed stage goes on from; removed when the network is done."""
+        return self.root / "resume" / network
+
     @property
     def artifacts(self) -> Path:
         return self.root / "artifacts"
