@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,13 @@ from compiler.errors import CompilerError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Float = TypeVar("Float", np.float32, np.float64)
 
 DRAWS = 2_000
 COVERAGE = 0.9
-LEAST_FIXED, MOST_FIXED = -0.5, 1.0
+LEAST_FIXED, MOST_FIXED = -2.0, 1.0
 """Bounds of the share of a latency that the clock leaves alone. Below 0 a board slows down more
-than its clock does, as where the memory's clock falls with it."""
+than its clock does, as where the memory's clock falls with it; -2 is 4 times at half the clock."""
 
 _BLOCK = 2_000_000
 """Boards × draws held at once: 8 MB an array."""
@@ -214,16 +216,21 @@ def _factors(
     fixed *= boards.fixed_sd[chosen].astype(np.float32)
     fixed += boards.fixed_share[chosen].astype(np.float32)
     fixed += shared.astype(np.float32)[:, boards.cluster[chosen]]
-    np.clip(fixed, LEAST_FIXED, MOST_FIXED, out=fixed)
     ratio = effect.clock_ratio[chosen].astype(np.float32)
     # Where the clock stays there is nothing to be unsure of.
     ratio = np.where(ratio == 1, ratio, ratio * clock)
-    return np.float32(effect.slowdown) * (fixed + (1 - fixed) * ratio)
+    return np.float32(effect.slowdown) * _clock_factor(fixed, ratio)
 
 
 def _expected_factor(boards: Boards, effect: Effect) -> FloatArray:
-    fixed = np.clip(boards.fixed_share, LEAST_FIXED, MOST_FIXED)
-    return effect.slowdown * (fixed + (1 - fixed) * effect.clock_ratio)
+    return effect.slowdown * _clock_factor(boards.fixed_share, effect.clock_ratio)
+
+
+def _clock_factor(fixed: NDArray[Float], ratio: NDArray[Float]) -> NDArray[Float]:
+    """``s + (1 - s)·f/f'``; a higher clock speeds up in proportion at most, so it stays > 0."""
+    least = np.where(ratio < 1, 0, LEAST_FIXED).astype(fixed.dtype)
+    fixed = np.clip(fixed, least, MOST_FIXED)
+    return fixed + (1 - fixed) * ratio
 
 
 def _figures(ms: NDArray[np.float32], slo_ms: float | None) -> FloatArray:

@@ -65,6 +65,16 @@ def test_half_the_clock_doubles_what_follows_it() -> None:
     assert answer.n_changed == 200
 
 
+def test_steeper_than_the_clock_is_taken_as_measured_but_no_higher_clock_gives_time_back() -> None:
+    steep = boards(50, fixed_share=np.full(50, -1.5), shared_fixed_sd=np.zeros(2))
+    half = what_if(steep, prediction(), halved(50))
+    # 2.5 times of what doubles, less 1.5.
+    assert half.mean_ratio.value == pytest.approx(3.5, rel=0.01)
+    twice = what_if(steep, prediction(), Effect(np.ones(50, dtype=bool), np.full(50, 0.5)))
+    assert twice.mean_ratio.lower == pytest.approx(0.5, rel=0.01)
+    assert twice.board_ms_after == pytest.approx(0.5 * twice.board_ms_before)
+
+
 def test_only_the_chosen_boards_change() -> None:
     chosen = np.arange(200) < 60
     answer = what_if(boards(200), prediction(), halved(200, chosen))
