@@ -41,6 +41,9 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+MAX_DRAWS = 40
+"""Populations drawn at most until a first feasible shape is met."""
+
 
 def search(
     space: PruneSpace,
@@ -102,14 +105,18 @@ def _starts(
 ) -> FloatArray:
     """The first population, all feasible: the best shape known, and random ones drawn to it.
 
+    Where no uniform shape is feasible, random ones are drawn until one is, MAX_DRAWS times at most.
     A random vector that loses too much accuracy goes half way towards the best shape, up to four
     times. Half of the evaluations at most are spent here.
     """
     judge_uniform(space, judge)
     dense = np.asarray(space.dense_widths, dtype=np.float64)
     random = rng.uniform(0, 1, (settings.population, len(dense)))
-    if not judge.has_best:
-        for row in within_macs(space, judge, random):
+    for _ in range(MAX_DRAWS):
+        if judge.has_best or judge.exhausted:
+            break
+        draw = rng.uniform(0, 1, (settings.population, len(dense)))
+        for row in within_macs(space, judge, draw):
             _judge_one(space, judge, row)
     base = np.asarray(judge.best_widths) / dense
     rows = [base]
