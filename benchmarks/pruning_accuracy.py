@@ -3,8 +3,8 @@
     python -m benchmarks.pruning_accuracy [--quick] [--work DIR] [--until STAGE] --json OUT
 
 Input: CIFAR-10 as a folder and published weights. Output: multiply-adds, latency and accuracy of
-every network, all fine-tuned alike. A killed run goes on from --work; a stage's file removed there
-is made again. Exit 77 where the data or the weights are absent.
+every network, all fine-tuned alike. A killed run goes on from --work, a training from its last
+epoch; a stage whose file is removed there runs again. Exit 77 where data or weights are absent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from benchmarks.pruning_accuracy_data import absent, load
@@ -28,15 +27,16 @@ from benchmarks.pruning_accuracy_peers import SCOPES, peers
 from benchmarks.pruning_accuracy_search import (
     Bounds,
     Elite,
-    Mixed,
     Proxy,
     elites,
+    precision,
     resized,
     surrogate,
 )
 from benchmarks.pruning_accuracy_timing import interleaved_ms
 from benchmarks.result import Bar, finish, parser
-from compiler import data, networks, weights
+from compiler import data, devices, networks, weights
+from compiler.checkpoints import Checkpoint
 from compiler.errors import CompilerError
 from compiler.pruning.groups import trace
 from compiler.pruning.widths import PruneSpace
@@ -72,7 +72,10 @@ RECALIBRATION_PICTURES = 1024
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done. *_pictures: None for all. dense_epochs: before, epochs: after pruning."""
+    """How much is done. *_pictures: None for all. dense_epochs: before, epochs: after pruning.
+
+    every_peer: whether all are fine-tuned, or of each scope the one with the best proxy accuracy.
+    """
 
     train_pictures: int | None
     test_pictures: int | None
@@ -82,11 +85,12 @@ class Effort:
     proxy_pictures: int
     generations: int
     rounds: int
+    every_peer: bool = False
 
 
 QUICK = Effort(1280, 1000, 1, 1, 24, 256, 3, 5)
-ON_CPU = Effort(None, None, 2, 5, 100, 1024, 60, 60)
-ON_GPU = Effort(None, None, 20, 60, 100, 4096, 200, 60)
+ON_CPU = Effort(None, None, 2, 4, 100, 1024, 60, 60)
+ON_GPU = Effort(None, None, 20, 60, 100, 4096, 200, 60, every_peer=True)
 
 
 class Run:
@@ -96,7 +100,7 @@ class Run:
         self.asked = asked
         self.folder = folder
         self.seed: int = asked.seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = devices.chosen()
         self.effort = ON_GPU if self.device.type == "cuda" else ON_CPU
         if asked.quick:
             self.effort = QUICK
@@ -113,10 +117,10 @@ class Run:
 
     @cached_property
     def splits(self) -> data.Splits:
-        """On the device, cut to the effort."""
+        """Cut to the effort."""
         effort = self.effort
         limits = (effort.train_pictures, effort.test_pictures)
-        return load(self.asked.data, self.folder, self.seed, self.device, *limits)
+        return load(self.asked.data, self.folder, self.seed, *limits)
 
     @cached_property
     def space(self) -> PruneSpace:
@@ -130,16 +134,16 @@ class Run:
     @cached_property
     def proxy(self) -> Proxy:
         pictures = self.effort.proxy_pictures
-        return Proxy(self.network("dense"), self.space, self.splits, self.device, pictures)
+        return Proxy(self.network("dense"), self.space, self.splits, pictures)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '').replace(' ', '-')}.json"
 
     def network(self, name: str) -> nn.Module:
-        """One that was saved, on the device."""
+        """One that was saved, on the CPU."""
         network = resized(NETWORK, self.space, read_json(self.path(name))["widths"])
         weights.load_into(network, self.path(name).with_suffix(".safetensors"), name)
-        return network.to(self.device)
+        return network
 
     def keep(self, name: str, network: nn.Module, facts: Mapping[str, Any]) -> None:
         """Weights first: where the facts stand, everything stands."""
@@ -155,14 +159,18 @@ class Run:
             minutes = (time.monotonic() - started) / 60
             say(f"{name}: epoch {done}/{total}, {minutes:.1f} min, {dict(figures)}")
 
-        mixed = Mixed(network.to(self.device), self.device)
-        settings = TrainSettings(epochs=epochs, lr=LEARNING_RATE, batch=BATCH, seed=self.seed)
+        settings = TrainSettings(
+            epochs=epochs, lr=LEARNING_RATE, batch=BATCH, seed=self.seed, precision=precision()
+        )
+        checkpoint = Checkpoint(self.path(name).with_suffix(".training"), note=say)
         if teacher is None:
-            result = train(mixed, self.splits, settings, progress)
+            result = train(network, self.splits, settings, progress, checkpoint)
         else:
-            recalibrate_batch_norm(mixed, self.splits.train_x[:RECALIBRATION_PICTURES])
-            guide = Mixed(teacher, self.device)
-            result = distil(mixed, guide, self.splits, settings, Distillation(), progress)
+            recalibrate_batch_norm(network, self.splits.train_x[:RECALIBRATION_PICTURES])
+            result = distil(
+                network, teacher, self.splits, settings, Distillation(), progress, checkpoint
+            )
+        network.to(self.device)
         facts = {
             "name": name,
             "widths": list(widths),
@@ -174,6 +182,7 @@ class Run:
             "test_accuracy": evaluate(network, self.splits.test_x, self.splits.test_y),
         }
         self.keep(name, network, facts)
+        checkpoint.path.unlink()
         say(facts)
 
 
@@ -267,8 +276,8 @@ def _remeasured(run: Run, found: Sequence[Elite], peer: Sequence[int]) -> tuple[
 
 def tune(run: Run) -> None:
     """Ours and the chosen peers, each taught by the dense network for the same epochs."""
-    met = read_json(run.path("contenders"))
-    cuts = {"fleetcut": "plan", **{name: f"cut {name}" for name in chosen(met)}}
+    rivals = chosen(read_json(run.path("contenders"))["rows"], run.effort.every_peer)
+    cuts = {"fleetcut": "plan", **{name: f"cut {name}" for name in rivals}}
     teacher = run.network("dense-long")
     for name, cut in cuts.items():
         if not run.path(name).exists():
@@ -277,15 +286,12 @@ def tune(run: Run) -> None:
     write_json(run.path("tune"), {"tuned": list(cuts)})
 
 
-def chosen(met: Mapping[str, Any]) -> list[str]:
-    """The peers worth training: of each scope the best by proxy, and last the fastest of all."""
-    names = []
-    for scope in SCOPES:
-        rows = [row for row in met["rows"] if f" {scope} " in row["name"]]
-        if rows:
-            names.append(str(max(rows, key=lambda row: row["proxy"])["name"]))
-    fastest = str(min(met["rows"], key=lambda row: met["ms"][row["name"]])["name"])
-    return list(dict.fromkeys([*names, fastest]))
+def chosen(rows: Sequence[Mapping[str, Any]], every: bool) -> list[str]:
+    """The peers to fine-tune: all, or of each scope the one with the best proxy accuracy."""
+    if every:
+        return [str(row["name"]) for row in rows]
+    by_scope = [[row for row in rows if f" {scope} " in row["name"]] for scope in SCOPES]
+    return [str(max(of, key=lambda row: row["proxy"])["name"]) for of in by_scope if of]
 
 
 def timing(run: Run) -> None:

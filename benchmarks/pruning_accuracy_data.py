@@ -1,4 +1,4 @@
-"""CIFAR-10 for a benchmark: from a folder or the archive in it, on the device, whole or in part.
+"""CIFAR-10 for a benchmark: from a folder or the archive in it, whole or in part.
 
 Input: a folder with train/ and test/, or with one .tar.gz of them. Output: Splits; or what is
 missing, in one sentence.
@@ -10,8 +10,6 @@ import hashlib
 import tarfile
 import tempfile
 from pathlib import Path
-
-import torch
 
 from compiler import data
 from compiler.image_data import Pictures
@@ -26,34 +24,26 @@ def absent(root: Path, weights: Path) -> str | None:
     return None
 
 
-def load(
-    root: Path,
-    work: Path,
-    seed: int,
-    device: torch.device,
-    n_train: int | None,
-    n_test: int | None,
-) -> data.Splits:
+def load(root: Path, work: Path, seed: int, n_train: int | None, n_test: int | None) -> data.Splits:
     """n_train, n_test: how many pictures at most, None for all. work: where archives go."""
     found = data.load(f"cifar10:{_unpacked(root, work)}", seed, data.CIFAR_SHAPE)
     # The test part comes class by class.
     every = slice(None, None, len(found.test_y) // n_test if n_test else None)
     return data.Splits(
         found.name,
-        _on(device, found.train_x, slice(n_train)),
-        found.train_y[:n_train].to(device),
-        _on(device, found.val_x, slice(None)),
-        found.val_y.to(device),
-        _on(device, found.test_x, every),
-        found.test_y[every].to(device),
+        _part(found.train_x, slice(n_train)),
+        found.train_y[:n_train],
+        _part(found.val_x, slice(None)),
+        found.val_y,
+        _part(found.test_x, every),
+        found.test_y[every],
     )
 
 
-def _on(device: torch.device, pictures: data.PictureSet, part: slice) -> data.PictureSet:
+def _part(pictures: data.PictureSet, part: slice) -> data.PictureSet:
     if isinstance(pictures, Pictures):
-        stored = pictures.stored[part].to(device)
-        return Pictures(stored, pictures.mean.to(device), pictures.std.to(device))
-    return pictures[part].to(device)
+        return Pictures(pictures.stored[part], pictures.mean, pictures.std)
+    return pictures[part]
 
 
 def _unpacked(root: Path, work: Path) -> Path:

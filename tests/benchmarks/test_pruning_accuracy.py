@@ -14,8 +14,6 @@ from compiler.features import total_macs
 from compiler.pruning.groups import trace
 from compiler.training import TrainSettings, train
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def dense():
@@ -81,7 +79,7 @@ def test_proxy_cuts_the_trained_network_and_asks_once():
     network = networks.build("digits_resnet", 0)
     train(network, splits, TrainSettings(epochs=1, augment=False))
     space = trace(network, (3, 32, 32), "digits_resnet")
-    proxy = Proxy(network, space, splits, CPU, 200)
+    proxy = Proxy(network, space, splits, 200)
     widths = tuple(g.channels // 2 for g in space.groups)
     before = {name: t.clone() for name, t in network.state_dict().items()}
     assert 0.1 < proxy(widths) == proxy(widths) <= proxy(space.dense_widths) + 0.05
@@ -104,19 +102,17 @@ def test_latencies_come_round_by_round(space):
     assert all((taken > 0).all() for taken in ms.values())
 
 
-def test_trained_are_the_best_of_each_scope_and_the_fastest():
-    rows = [
-        {"name": "torch-pruning uniform magnitude /1", "proxy": 0.4},
-        {"name": "torch-pruning uniform bn-scale /1", "proxy": 0.5},
-        {"name": "torch-pruning global magnitude /1", "proxy": 0.6},
-        {"name": "torch-pruning global magnitude /8", "proxy": 0.3},
-    ]
-    ms = dict(zip((row["name"] for row in rows), (3.0, 2.5, 2.0, 1.0), strict=True))
-    assert pruning_accuracy.chosen({"rows": rows, "ms": ms}) == [
-        "torch-pruning uniform bn-scale /1",
-        "torch-pruning global magnitude /1",
-        "torch-pruning global magnitude /8",
-    ]
+def test_fine_tuned_are_the_best_of_each_scope_or_all():
+    proxies = {
+        "torch-pruning uniform magnitude /1": 0.4,
+        "torch-pruning uniform bn-scale /1": 0.5,
+        "torch-pruning global magnitude /1": 0.6,
+        "torch-pruning global magnitude /8": 0.3,
+    }
+    rows = [{"name": name, "proxy": proxy} for name, proxy in proxies.items()]
+    best = ["torch-pruning uniform bn-scale /1", "torch-pruning global magnitude /1"]
+    assert pruning_accuracy.chosen(rows, every=False) == best
+    assert pruning_accuracy.chosen(rows, every=True) == list(proxies)
 
 
 def test_absent_data_is_skipped_by_name_with_a_status_of_its_own(tmp_path, capsys):
@@ -154,8 +150,8 @@ def test_an_archive_is_unpacked_once_and_cut_evenly(tmp_path):
     with tarfile.open(root / "pictures.tar.gz", "w:gz") as archive:
         for part in ("train", "test"):
             archive.add(tmp_path / "source" / part, part)
-    splits = load(root, work, 0, CPU, 16, 10)
+    splits = load(root, work, 0, 16, 10)
     assert len(splits.train_x) == 16
     assert sorted(splits.test_y.tolist()) == list(range(10))
-    assert len(load(root, work, 0, CPU, None, None).test_y) == 20
+    assert len(load(root, work, 0, None, None).test_y) == 20
     assert len(list(work.iterdir())) == 1
