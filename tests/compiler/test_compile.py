@@ -6,6 +6,10 @@ in tests/e2e.
 
 import hashlib
 import json
+import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -168,6 +172,57 @@ def test_killed_in_any_stage_it_resumes_to_the_same_artifacts(tmp_path, stage):
         compiled(recipe(), tmp_path, "cut", kill)
     again = compiled(recipe(), tmp_path, "cut")
     assert [a.name for a in again.artifacts] == [a.name for a in whole.artifacts]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from compiler.compile import Compiled, compile_fleet
+from compiler.recipe import Recipe
+def observe(title, done, total, last):
+    print(title, done, flush=True)
+recipe, data, work = map(Path, sys.argv[1:])
+asked = Recipe.model_validate_json(recipe.read_text())
+assert isinstance(compile_fleet(asked, data, work, observe), Compiled)
+"""
+
+
+@pytest.mark.slow
+def test_killed_for_real_at_any_moment_it_resumes_to_the_same_plan_and_weights(tmp_path):
+    changes = {"population": 3, "generations": 4, "max_accuracy_drop": 0.5, "rounds": 2}
+    asked = recipe(search=Search(**changes, proxy_accuracy_drop=0.5))
+    lines: list[str] = []
+    compiled(asked, tmp_path, "whole", lambda title, done, *_: lines.append(f"{title} {done}"))
+    stages = {line.rsplit(" ", 1)[0] for line in lines}
+    chosen = [
+        random.Random(0).choice([line for line in lines if line.startswith(f"{stage} ")])
+        for stage in stages
+    ]
+    (tmp_path / "recipe.json").write_text(asked.model_dump_json())
+    start = [sys.executable, "-c", PROGRAM, *(str(tmp_path / n) for n in ("recipe.json", "data"))]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+
+    def run(deadly: str | None) -> bool:
+        """Kill at that line: soon after it, wherever the process is by then. Whether it was."""
+        with subprocess.Popen(
+            [*start, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            for line in process.stdout:
+                if line.strip() == deadly:
+                    process.kill()
+        assert process.returncode in (0, -9)
+        return process.returncode == -9
+
+    kills = [run(line) for line in sorted(chosen, key=lines.index)]
+    assert any(kills)
+    assert not run(None)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for part in ("dense", "plans", "pruned", "artifacts"):
+        names = sorted(p.relative_to(whole) for p in (whole / part).rglob("*") if p.is_file())
+        assert names == sorted(p.relative_to(cut) for p in (cut / part).rglob("*") if p.is_file())
+        for name in names:
+            assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert not any((cut / "resume").iterdir())
 
 
 def test_a_finished_work_folder_is_not_compiled_again(tmp_path):

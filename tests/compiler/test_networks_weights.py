@@ -72,6 +72,21 @@ def test_starting_weights_are_kept_at_0_epochs_and_trained_on_otherwise(place):
     assert facts["val_accuracy"] == 1.0
 
 
+def test_starting_weights_that_changed_since_are_refused(place):
+    path = place / "start.safetensors"
+    weights.save(networks.build(NAME, seed=9).state_dict(), path)
+    asked = recipe(place, weights={NAME: str(path)}, training=Training(epochs=0))
+    compile_fleet(asked, None, place / "work", silent)
+    content = path.read_bytes()
+    weights.save(networks.build(NAME, seed=8).state_dict(), path)
+    with pytest.raises(CompilerError, match=r"start\.safetensors: changed since .*Next: .*--work"):
+        compile_fleet(asked, None, place / "work", silent)
+    path.write_bytes(content)
+    compile_fleet(asked, None, place / "work", silent)
+    path.unlink()
+    compile_fleet(asked, None, place / "work", silent)
+
+
 def test_a_data_parallel_torch_file_is_unwrapped(place):
     start = networks.build(NAME, seed=9).state_dict()
     wrapped = {f"module.{name}": tensor for name, tensor in start.items()}
