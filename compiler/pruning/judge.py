@@ -6,15 +6,18 @@ which counts what was asked and keeps the best feasible shape, and SearchResult.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import CompilerError
 from compiler.features import total_macs
+from compiler.pruning.objectives import MEAN_GIVEN, Objective
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import decode
 
@@ -23,7 +26,9 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 FleetLatency = Callable[[IntArray], tuple[FloatArray, FloatArray]]
-"""Widths (n, n_groups) → (mean_ms, spread_ms), each (n,); see surrogates.fleet_latency."""
+"""Widths (n, n_groups) → (ms, spread_ms): each (n,) of the fleet's mean (surrogates.fleet_latency),
+or (n, n_clusters) of every cluster (Fleet.latency) where an Objective says what the fleet makes of
+it. Rows are inf where no surrogate answers."""
 Accuracy = Callable[[Widths], float]
 """Legal widths → accuracy, a fraction 0..1, or any proxy of it on that scale."""
 
@@ -39,8 +44,8 @@ class SearchSettings:
     max_accuracy_drop: below the dense network's, a fraction (0.01 = one point).
     max_accuracy_evaluations: calls of the accuracy function in all, the dense network's included.
     max_macs, min_macs: multiply-accumulates allowed; None for any. At least min_macs compares
-    shapes of equal work. spread_penalty: how many spreads are added to the mean, >= 0: a search
-    exploits a surrogate's errors, so doubtful shapes pay.
+    shapes of equal work. spread_penalty: how many spreads are added to each latency before the
+    objective is taken, >= 0: a search exploits a surrogate's errors, so doubtful shapes pay.
     population, generations: individuals and rounds; few individuals with many rounds each find
     more than the reverse when evaluations are few. sigma: first step size, in fractions of the
     dense width. epoch: generations between step-size changes by step_factor (the 1/5 rule).
@@ -81,8 +86,9 @@ class Progress:
 class SearchResult:
     """What was found; widths are feasible. accuracy: of the proxy that the search was given.
 
-    objective_ms: predicted_ms with the penalty. n_latency_evaluations: shapes asked of the
-    surrogates; n_accuracy_evaluations: of the accuracy function.
+    objective_ms: the objective's value with the penalty. predicted_ms, dense_ms: the fleet's mean
+    without it. n_latency_evaluations: shapes asked of the surrogates; n_accuracy_evaluations: of
+    the accuracy function.
     """
 
     widths: Widths
@@ -106,16 +112,18 @@ class Judge:
         fleet_ms: FleetLatency,
         accuracy: Accuracy,
         settings: SearchSettings,
+        objective: Objective = MEAN_GIVEN,
     ) -> None:
         self._space = space
         self._fleet_ms = fleet_ms
+        self._fleet_objective = objective
         self._accuracy = accuracy
         self._settings = settings
         self._known: dict[Widths, float] = {}
         self.n_latency_evaluations = 0
         self._best: tuple[float, Widths] | None = None
         dense = space.dense_widths
-        self.dense_ms = float(self.mean_ms(dense))
+        self.dense_ms = self.mean_ms(dense)
         if not math.isfinite(self.dense_ms):
             raise SearchError(
                 f"{space.network}: the latency of the dense shape cannot be predicted. "
@@ -134,7 +142,12 @@ class Judge:
         return len(self._known) >= self._settings.max_accuracy_evaluations
 
     def mean_ms(self, widths: Widths) -> float:
-        return float(self._fleet_ms(np.asarray([widths], dtype=np.int64))[0][0])
+        """The fleet's mean latency of one shape, without the penalty."""
+        return float(self.means_ms(np.asarray([widths], dtype=np.int64))[0])
+
+    def means_ms(self, widths: IntArray) -> FloatArray:
+        """The same of many, (n,); inf where the surrogates refuse. Counts no evaluation."""
+        return self._fleet_objective.mean_ms(self._fleet_ms(widths)[0])
 
     def accuracy(self, widths: Widths) -> float:
         """Of one shape, asked once. Raises ValueError for a value outside 0..1."""
@@ -146,11 +159,11 @@ class Judge:
         return self._known[widths]
 
     def objective(self, widths: IntArray) -> FloatArray:
-        """Penalised mean latency in ms, (n,); inf where the surrogates refuse."""
+        """The objective of penalised latencies in ms, (n,); inf where the surrogates refuse."""
         self.n_latency_evaluations += len(widths)
-        mean, spread = self._fleet_ms(widths)
-        penalised = mean + self._settings.spread_penalty * spread
-        return np.where(np.isfinite(penalised), penalised, np.inf)
+        ms, spread = self._fleet_ms(widths)
+        value = self._fleet_objective.value(ms + self._settings.spread_penalty * spread)
+        return np.where(np.isfinite(value), value, np.inf)
 
     def within_macs(self, widths: IntArray) -> BoolArray:
         if self._settings.max_macs is None:
@@ -202,6 +215,22 @@ class Judge:
                 "Next: allow more of either"
             )
         return self._best
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain data: how far it got. Accuracies are told by their number, in the order asked."""
+        return {
+            "n_known": len(self._known),
+            "n_latency_evaluations": self.n_latency_evaluations,
+            "best": None if self._best is None else [self._best[0], list(self._best[1])],
+        }
+
+    def restore(self, state: Mapping[str, Any], accuracies: Mapping[Widths, float]) -> None:
+        """As it was when state was taken; accuracies: at least those known then, in order."""
+        self._known = dict(itertools.islice(accuracies.items(), int(state["n_known"])))
+        self.n_latency_evaluations = int(state["n_latency_evaluations"])
+        best = state["best"]
+        self._best = None if best is None else (float(best[0]), tuple(map(int, best[1])))
 
     def result(self, history: tuple[Progress, ...]) -> SearchResult:
         """Raises SearchError where nothing feasible was seen."""

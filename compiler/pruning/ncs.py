@@ -6,6 +6,9 @@ Output: trials, and which of them are worth a costly check. It knows nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +48,25 @@ class NegativelyCorrelatedSearch:
         self._step_factor = step_factor
         self._sigma = np.full(len(x), sigma)
         self._successes = np.zeros(len(x), dtype=np.int64)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain data: all that changes, but the generator, which is its owner's."""
+        return {
+            "x": self.x.tolist(),
+            "fitness": self.fitness.tolist(),
+            "generation": self.generation,
+            "sigma": self._sigma.tolist(),
+            "successes": self._successes.tolist(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As it was when state was taken."""
+        self.x = np.array(state["x"], dtype=np.float64)
+        self.fitness = np.array(state["fitness"], dtype=np.float64)
+        self.generation = int(state["generation"])
+        self._sigma = np.array(state["sigma"], dtype=np.float64)
+        self._successes = np.array(state["successes"], dtype=np.int64)
 
     def ask(self) -> FloatArray:
         """One trial an individual, (population, n_dims): x + sigma·N(0, 1), clipped to 0..1."""

@@ -6,7 +6,8 @@ Output: SearchResult; the same arguments give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,10 @@ from compiler.pruning.judge import (
     within_macs,
 )
 from compiler.pruning.ncs import NegativelyCorrelatedSearch
+from compiler.pruning.objectives import MEAN_GIVEN, Objective
 from compiler.pruning.refine import refine
-from compiler.pruning.widths import PruneSpace
+from compiler.pruning.resume import SearchCheckpoint, SearchFile, Snapshot, identity
+from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import decode
 
 __all__ = [
@@ -52,42 +55,36 @@ def search(
     *,
     settings: SearchSettings,
     seed: int,
+    objective: Objective = MEAN_GIVEN,
     progress: Callable[[Progress], None] | None = None,
+    checkpoint: SearchCheckpoint | None = None,
 ) -> SearchResult:
-    """Lowest ``mean_ms + spread_penalty · spread_ms`` under the constraints of the settings.
+    """Lowest objective of ``ms + spread_penalty · spread_ms`` under the settings' constraints.
 
     Never worse than the dense shape or the uniform ones: they are judged first, and everything
     begins at them. accuracy is asked only of shapes that would otherwise be accepted, once each.
-    Raises SearchError where max_macs excludes the dense shape and neither a uniform nor a random
-    shape within it keeps the accuracy.
+    checkpoint: killed and called again with the same arguments, the search goes on from its file
+    and ends in the result of an unbroken one; progress is then told of the rest. Raises SearchError
+    where max_macs excludes the dense shape and neither a uniform nor a random shape within it keeps
+    the accuracy.
     """
-    rng = np.random.default_rng(seed)
-    judge = Judge(space, fleet_ms, accuracy, settings)
-    x = _starts(space, judge, settings, rng)
-    ncs = NegativelyCorrelatedSearch(
-        x,
-        judge.objective(decode(space, x)),
-        rng,
-        generations=settings.generations,
-        sigma=settings.sigma,
-        epoch=settings.epoch,
-        step_factor=settings.step_factor,
-    )
-    history: list[Progress] = []
-    while ncs.generation < settings.generations and not judge.exhausted:
-        trials = within_macs(space, judge, ncs.ask())
-        widths = decode(space, trials)
-        fitness = judge.objective(widths)
-        worth = ncs.worth(trials, fitness) | (fitness < judge.best_objective_ms)
-        accepted = [
-            bool(wanted) and judge.feasible(as_widths(row), float(value))
-            for wanted, row, value in zip(worth, widths, fitness, strict=True)
-        ]
-        ncs.tell(trials, fitness, np.asarray(accepted))
-        best_ms = judge.mean_ms(judge.best_widths)
-        history.append(Progress(ncs.generation, best_ms, judge.n_accuracy_evaluations))
+    file = None
+    if checkpoint is not None:
+        which = identity(space, fleet_ms, settings, objective, seed, checkpoint.accuracy_of)
+        file = SearchFile(checkpoint, which)
+        accuracy = file.remembering(accuracy)
+    run = _Run(space, Judge(space, fleet_ms, accuracy, settings, objective), settings, seed)
+    if file is not None and file.snapshot is not None:
+        run.restore(file.snapshot, file.paid)
+    else:
+        run.begin()
+    while not run.finished:
+        run.generation()
+        if file is not None and file.due(run.ncs.generation, run.finished):
+            file.save(run.snapshot())
         if progress is not None:
-            progress(history[-1])
+            progress(run.history[-1])
+    judge = run.judge
     refine(
         space,
         judge.best_widths,
@@ -97,7 +94,69 @@ def search(
         patience=settings.refine_patience,
         seed=seed,
     )
-    return judge.result(tuple(history))
+    return judge.result(tuple(run.history))
+
+
+class _Run:
+    """The generations of one search."""
+
+    def __init__(
+        self, space: PruneSpace, judge: Judge, settings: SearchSettings, seed: int
+    ) -> None:
+        self.space = space
+        self.judge = judge
+        self.settings = settings
+        self.rng = np.random.default_rng(seed)
+        self.history: list[Progress] = []
+
+    def begin(self) -> None:
+        x = _starts(self.space, self.judge, self.settings, self.rng)
+        self.ncs = self._optimiser(x, self.judge.objective(decode(self.space, x)))
+
+    def restore(self, snapshot: Snapshot, accuracies: Mapping[Widths, float]) -> None:
+        self.judge.restore(snapshot.judge, accuracies)
+        nowhere = np.zeros((self.settings.population, len(self.space.groups)))
+        self.ncs = self._optimiser(nowhere, nowhere[:, 0])
+        self.ncs.restore(snapshot.optimiser)
+        self.rng.bit_generator.state = dict(snapshot.random)
+        self.history = [Progress(**point) for point in snapshot.history]
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            judge=self.judge.state,
+            optimiser=self.ncs.state,
+            random=dict(self.rng.bit_generator.state),
+            history=tuple(asdict(point) for point in self.history),
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self.ncs.generation >= self.settings.generations or self.judge.exhausted
+
+    def generation(self) -> None:
+        judge, ncs = self.judge, self.ncs
+        trials = within_macs(self.space, judge, ncs.ask())
+        widths = decode(self.space, trials)
+        fitness = judge.objective(widths)
+        worth = ncs.worth(trials, fitness) | (fitness < judge.best_objective_ms)
+        accepted = [
+            bool(wanted) and judge.feasible(as_widths(row), float(value))
+            for wanted, row, value in zip(worth, widths, fitness, strict=True)
+        ]
+        ncs.tell(trials, fitness, np.asarray(accepted))
+        best_ms = judge.mean_ms(judge.best_widths)
+        self.history.append(Progress(ncs.generation, best_ms, judge.n_accuracy_evaluations))
+
+    def _optimiser(self, x: FloatArray, fitness: FloatArray) -> NegativelyCorrelatedSearch:
+        return NegativelyCorrelatedSearch(
+            x,
+            fitness,
+            self.rng,
+            generations=self.settings.generations,
+            sigma=self.settings.sigma,
+            epoch=self.settings.epoch,
+            step_factor=self.settings.step_factor,
+        )
 
 
 def _starts(
