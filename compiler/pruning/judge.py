@@ -143,11 +143,12 @@ class Judge:
 
     def mean_ms(self, widths: Widths) -> float:
         """The fleet's mean latency of one shape, without the penalty."""
-        return float(self.means_ms(np.asarray([widths], dtype=np.int64))[0])
+        ms, _ = self._fleet_ms(np.asarray([widths], dtype=np.int64))
+        return float(self._fleet_objective.mean_ms(ms)[0])
 
-    def means_ms(self, widths: IntArray) -> FloatArray:
-        """The same of many, (n,); inf where the surrogates refuse. Counts no evaluation."""
-        return self._fleet_objective.mean_ms(self._fleet_ms(widths)[0])
+    def penalised_mean_ms(self, widths: IntArray) -> FloatArray:
+        """The fleet's mean latency whatever the objective, (n,); not finite where refused."""
+        return self._fleet_objective.mean_ms(self._penalised_ms(widths))
 
     def accuracy(self, widths: Widths) -> float:
         """Of one shape, asked once. Raises ValueError for a value outside 0..1."""
@@ -160,10 +161,13 @@ class Judge:
 
     def objective(self, widths: IntArray) -> FloatArray:
         """The objective of penalised latencies in ms, (n,); inf where the surrogates refuse."""
+        value = self._fleet_objective.value(self._penalised_ms(widths))
+        return np.where(np.isfinite(value), value, np.inf)
+
+    def _penalised_ms(self, widths: IntArray) -> FloatArray:
         self.n_latency_evaluations += len(widths)
         ms, spread = self._fleet_ms(widths)
-        value = self._fleet_objective.value(ms + self._settings.spread_penalty * spread)
-        return np.where(np.isfinite(value), value, np.inf)
+        return ms + self._settings.spread_penalty * spread
 
     def within_macs(self, widths: IntArray) -> BoolArray:
         if self._settings.max_macs is None:
