@@ -36,6 +36,8 @@ Observe = Callable[[str, int, int, str], None]
 """Called with a stage's title, how much is done, of how much, and what came last."""
 
 RECALIBRATION_PICTURES = 256
+SEARCH_FILE = "search.json"
+"""Of an attempt's folder: what a killed search goes on from."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def found(
         result = search()
         inner = dict(keep(before.space, scores, result.widths))
         write_json(path, {"kept": composed(before.kept, inner), "facts": result.facts})
+        (folder / SEARCH_FILE).unlink(missing_ok=True)
     document = read_json(path)
     kept = document["kept"]
     return {group.name: tuple(kept[group.name]) for group in before.space.groups}, document["facts"]

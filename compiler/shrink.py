@@ -19,6 +19,7 @@ from compiler.data import Splits
 from compiler.errors import CompilerError
 from compiler.fine_tuning import (
     RECALIBRATION_PICTURES,
+    SEARCH_FILE,
     Cut,
     Dense,
     Found,
@@ -30,6 +31,7 @@ from compiler.fine_tuning import (
 from compiler.fleet import Fleet
 from compiler.pruning.baselines import uniform
 from compiler.pruning.importance import Scores, activation, keep
+from compiler.pruning.resume import SearchCheckpoint
 from compiler.pruning.search import SearchResult, SearchSettings, search
 from compiler.pruning.surgery import slice_channels
 from compiler.pruning.widths import PruningPlan, Widths
@@ -109,7 +111,7 @@ def _round(job: Job, fleet: Fleet, number: int, before: Cut, folder: Path) -> Ro
     for attempt in range(1, MAX_ATTEMPTS + 1):
         place = folder / f"attempt-{attempt}"
         which = _which(number, attempt, recipe.search.rounds)
-        looked = partial(_search, job, fleet, before, scores, drop, which)
+        looked = partial(_search, job, fleet, before, scores, drop, which, place)
         kept, facts = found(before, scores, looked, place)
         if number > 1 and kept == before.kept:
             return None
@@ -129,9 +131,16 @@ def _which(number: int, attempt: int, rounds: int) -> str:
 
 
 def _search(
-    job: Job, fleet: Fleet, before: Cut, scores: Scores, max_drop: float, which: str
+    job: Job,
+    fleet: Fleet,
+    before: Cut,
+    scores: Scores,
+    max_drop: float,
+    which: str,
+    folder: Path,
 ) -> Found:
     title = f"search {job.dense.space.network}{which}"
+    generations = job.recipe.search.generations
     result = search(
         before.space,
         fleet.objective(),
@@ -139,10 +148,12 @@ def _search(
         settings=_settings(job.recipe, max_drop),
         seed=job.recipe.seed,
         progress=lambda p: job.observe(
-            title,
-            p.generation,
-            job.recipe.search.generations,
-            f"fleet mean {p.best_ms:.3f} ms predicted",
+            title, p.generation, generations, f"fleet mean {p.best_ms:.3f} ms predicted"
+        ),
+        checkpoint=SearchCheckpoint(
+            folder / SEARCH_FILE,
+            accuracy_of=sha256(before.network.state_dict()),
+            note=lambda text: job.observe(title, 0, generations, text),
         ),
     )
     return Found(result.widths, _search_facts(result))
