@@ -34,7 +34,7 @@
 
 #define PAGE_MAGIC 0x324b434c43544346ull /* "FCTCLCK2", little-endian */
 #define NS_PER_S 1000000000ull
-#define SPIN_NS 60000ull        /* the kernel's timer slack is 50 us: the rest is spun */
+#define SPIN_NS 500000ull      /* spun: on a busy machine a sleeper wakes this late */
 #define DEBT_MIN_NS 1000ull    /* less is left to grow: waiting it off would cost more than it */
 #define ACCOUNT_NS 5000000ull   /* process CPU time is looked at no more often than this */
 #define MALLOCS_MAX 20000u     /* charged between two looks: an import makes 200,000 */

@@ -21,7 +21,7 @@ BEHAVIOURS = (*DEMO_BEHAVIOURS, MEMORY_BOUND, RUNTIME_BOUND)
 """The last two differ in shape: networks are slower by what they touch, or by their operators."""
 
 MEMORY_BOUND_BYTES_PER_S = 4_000_000_000
-RUNTIME_BOUND_MALLOC_NS = 2_000
+RUNTIME_BOUND_MALLOC_NS = 3_000
 LEAST_CACHE_BYTES = 2 * 1024**2
 """Python by itself touches about that between two looks at the clock."""
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.virtual.clock import PAGE_ENV, ClockPage, board_clock_environment, build_shim
+from harness.virtual.clock import (
+    PAGE_ENV,
+    ClockPage,
+    board_clock_environment,
+    build_shim,
+    require_touched_pages,
+)
 from harness.virtual.errors import RackError
 
 # The same short work at stretch 1 and at the page's, in turns within one process: what else the
@@ -164,6 +170,69 @@ def test_without_its_page_the_library_does_nothing(
     source = "import time; t = time.perf_counter(); print(time.perf_counter() >= t)"
     assert run(library, path, source) == "True\n"
     assert content is None or path.read_bytes() == content
+
+
+# What work() takes at least, by how many bytes of a buffer it touches or how often it allocates.
+SHAPES = """
+import ctypes, json, mmap, sys, time
+libc = ctypes.PyDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+buffer = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def touch(n):
+    for i in range(0, n, 4096):
+        buffer[i] = 1
+def allocate(n):
+    for _ in range(n):
+        libc.free(libc.malloc(64))
+def least_ns(work, n, times=9):
+    found = []
+    for _ in range(times):
+        start_ns = time.perf_counter_ns()
+        work(n)
+        found.append(time.perf_counter_ns() - start_ns)
+    return min(found)
+"""
+
+
+def test_pages_beyond_the_cache_cost_their_bytes(library: Path, page: ClockPage) -> None:
+    page.set_shape(memory_bytes_per_s=10**9, cache_bytes=8 << 20, malloc_ns=0)
+    say = "print(json.dumps([least_ns(touch, n << 20) for n in (64, 24, 1)]))"
+    large_ns, medium_ns, small_ns = json.loads(run(library, page.path, SHAPES + say))
+    assert large_ns >= (64 - 8) << 20
+    assert medium_ns >= (24 - 8) << 20
+    assert small_ns < 2 << 20
+    page.set_shape(memory_bytes_per_s=None, cache_bytes=8 << 20, malloc_ns=0)
+    (fast_ns,) = json.loads(run(library, page.path, SHAPES + "print([least_ns(touch, 64 << 20)])"))
+    assert fast_ns < large_ns / 2
+
+
+def test_each_allocation_costs_its_time(library: Path, page: ClockPage) -> None:
+    page.set_shape(memory_bytes_per_s=None, cache_bytes=8 << 20, malloc_ns=20_000)
+    say = "print(json.dumps([least_ns(allocate, n) for n in (1000, 10)]))"
+    many_ns, few_ns = json.loads(run(library, page.path, SHAPES + say))
+    assert many_ns >= 1000 * 20_000
+    assert 10 * 20_000 <= few_ns < many_ns / 10
+
+
+def test_the_clock_of_slow_memory_never_goes_back(library: Path, page: ClockPage) -> None:
+    page.set_shape(memory_bytes_per_s=10**9, cache_bytes=2 << 20, malloc_ns=0)
+    say = """
+seen = []
+for i in range(300):
+    seen.append(time.perf_counter_ns())
+    touch(i % 7 << 19)
+    if i % 5 == 0:
+        open("/proc/self/stat").close()
+print(seen == sorted(seen))
+"""
+    assert run(library, page.path, SHAPES + say) == "True\n"
+
+
+def test_a_kernel_that_does_not_count_pages_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RackError, match=r"no /proc/self/clear_refs.*Next: leave memory-bound out"):
+        require_touched_pages()
 
 
 def test_other_clocks_are_the_hosts(library: Path, page: ClockPage) -> None:
