@@ -105,40 +105,34 @@ def test_killed_between_two_checkpoints_it_goes_back_to_the_first(splits, unbrok
 
 
 PROGRAM = """
-import sys
+import dataclasses, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import test_checkpoints as t
-import dataclasses
 whole = t.data.load("digits", seed=0)
 splits = dataclasses.replace(whole, train_x=whole.train_x[:160], train_y=whole.train_y[:160])
 def progress(done, total, figures):
     print(done, flush=True)
-    if done == 2 and sys.argv[2] == "wait":
+    if done == 2:
         sys.stdin.read()
-print(t.run("distil", splits, t.Checkpoint(Path(sys.argv[1])), progress)[0], flush=True)
+t.run("distil", splits, t.Checkpoint(Path(sys.argv[1])), progress)
 """
 
 
-def test_a_process_killed_for_real_resumes_to_the_same_bytes(tmp_path):
+def test_a_process_killed_for_real_resumes_to_the_same_bytes(splits, unbroken, tmp_path):
     program = PROGRAM.format(folder=os.path.dirname(__file__))
-    start = [sys.executable, "-c", program]
-    whole = subprocess.run(
-        [*start, str(tmp_path / "whole"), "go"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", note=pytest.fail)
     with subprocess.Popen(
-        [*start, str(tmp_path / "cut"), "wait"],
+        [sys.executable, "-c", program, str(checkpoint.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as cut:
-        assert [cut.stdout.readline() for _ in range(2)] == ["1\n", "2\n"]
-        cut.send_signal(signal.SIGKILL)
-    again = subprocess.run(
-        [*start, str(tmp_path / "cut"), "go"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert whole[:3] == ["1", "2", "3"]
-    assert again == ["3", whole[3]]
+    ) as process:
+        assert [process.stdout.readline() for _ in range(2)] == ["1\n", "2\n"]
+        process.send_signal(signal.SIGKILL)
+    told = []
+    assert run("distil", splits, checkpoint, lambda *s: told.append(s[0])) == unbroken["distil"]
+    assert told == [3]
 
 
 @pytest.mark.parametrize("change", ["settings", "data", "weights", "teacher", "kind"])
