@@ -109,6 +109,7 @@ import dataclasses, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import test_checkpoints as t
+t.torch.set_num_threads(int(sys.argv[2]))  # as this process has them: sums depend on it
 whole = t.data.load("digits", seed=0)
 splits = dataclasses.replace(whole, train_x=whole.train_x[:160], train_y=whole.train_y[:160])
 def progress(done, total, figures):
@@ -123,7 +124,7 @@ def test_a_process_killed_for_real_resumes_to_the_same_bytes(splits, unbroken, t
     program = PROGRAM.format(folder=os.path.dirname(__file__))
     checkpoint = Checkpoint(tmp_path / "c.safetensors", note=pytest.fail)
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(checkpoint.path)],
+        [sys.executable, "-c", program, str(checkpoint.path), str(torch.get_num_threads())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

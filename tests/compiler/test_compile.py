@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from compiler.artifacts import read_artifact
 from compiler.compile import Compiled, compile_fleet
@@ -177,11 +178,13 @@ def test_killed_in_any_stage_it_resumes_to_the_same_artifacts(tmp_path, stage):
 PROGRAM = """
 import sys
 from pathlib import Path
+import torch
 from compiler.compile import Compiled, compile_fleet
 from compiler.recipe import Recipe
 def observe(title, done, total, last):
     print(title, done, flush=True)
-recipe, data, work = map(Path, sys.argv[1:])
+torch.set_num_threads(int(sys.argv[1]))  # as this process has them: sums depend on it
+recipe, data, work = map(Path, sys.argv[2:])
 asked = Recipe.model_validate_json(recipe.read_text())
 assert isinstance(compile_fleet(asked, data, work, observe), Compiled)
 """
@@ -199,7 +202,8 @@ def test_killed_for_real_at_any_moment_it_resumes_to_the_same_plan_and_weights(t
         for stage in stages
     ]
     (tmp_path / "recipe.json").write_text(asked.model_dump_json())
-    start = [sys.executable, "-c", PROGRAM, *(str(tmp_path / n) for n in ("recipe.json", "data"))]
+    inputs = (str(tmp_path / name) for name in ("recipe.json", "data"))
+    start = [sys.executable, "-c", PROGRAM, str(torch.get_num_threads()), *inputs]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
 
     def run(deadly: str | None) -> bool:
