@@ -11,6 +11,7 @@ from compiler import data, fine_tuning, training, weights
 from compiler.errors import CompilerError
 from compiler.fine_tuning import Dense
 from compiler.pruning.groups import trace
+from compiler.pruning.objectives import MEAN_GIVEN
 from compiler.pruning.surgery import slice_network
 from compiler.recipe import Recipe, RecipeTarget, Search, Training
 from compiler.shrink import shrink
@@ -19,11 +20,14 @@ from compiler.shrink import shrink
 class Fleet:
     """Latency that grows with every width."""
 
-    def objective(self):
+    def latency(self):
         return lambda widths: (
             0.1 + np.asarray(widths).sum(axis=1) / 100,
             np.zeros(len(widths)),
         )
+
+    def objective(self, *asked):
+        return MEAN_GIVEN if asked else self.latency()
 
     def by_cluster_ms(self, widths):
         return {"all": 0.1 + sum(widths) / 100}
