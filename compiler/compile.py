@@ -25,7 +25,7 @@ from compiler.costs import fit_costs
 from compiler.dataset import Runs, read_runs
 from compiler.errors import CompilerError
 from compiler.fine_tuning import Dense, Observe, train_settings, watched
-from compiler.fleet import Fleet, fit_fleet
+from compiler.fleet import Fleet, board_ratios, fit_fleet
 from compiler.proposals import Proposal, ProposedModel, has_proposal, load_proposal, propose
 from compiler.pruning.groups import trace
 from compiler.pruning.surgery import materialise, slice_network
@@ -251,13 +251,13 @@ def _surrogates(
         of_network = {m: f for m, f in samples.facts_by_model.items() if f["network"] == name}
         widths = {m: space.check(f["widths"]) for m, f in of_network.items()}
         held_out = [m for m, f in of_network.items() if f["held_out"]]
-        fleet, facts = fit_fleet(space, widths, held_out, runs, clusters, recipe.seed)
+        surrogates, facts = fit_fleet(space, widths, held_out, runs, clusters, recipe.seed)
         costs, cost_facts = fit_costs(space, widths, held_out, runs, clusters, recipe.seed)
         for (quantity, label), surrogate in costs.items():
             write_text(work.cost_surrogate(name, label, quantity), surrogate.to_json())
         write_json(work.cost_facts(name), cost_facts)
         for label in labels:
-            write_text(work.surrogate(name, label), fleet.surrogates[label].to_json())
+            write_text(work.surrogate(name, label), surrogates[label].to_json())
         write_json(work.surrogate_facts(name), facts)
     return Fleet(
         space,
@@ -267,7 +267,7 @@ def _surrogates(
             )
             for label in labels
         },
-        dict(clusters.weights_),
+        board_ratios(clusters, read_json(work.anchor_ratios)),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -72,6 +72,8 @@ class Search(_Part):
     which is judged before fine-tuning and so loses more. rounds of search, cut and fine-tuning:
     the proxy's drop is shared among them, every other number here and all fine-tuning epochs are
     each round's own; the last round that keeps max_accuracy_drop is taken.
+    objective: the fleet's mean latency, its 95th percentile over the boards, or the share of boards
+    within slo_ms. slo_ms: network → ms of one inference; needed for slo, else it is only reported.
     """
 
     population: int = Field(default=5, ge=2, examples=[5])
@@ -80,6 +82,10 @@ class Search(_Part):
     max_accuracy_evaluations: int = Field(default=120, ge=1, examples=[120])
     proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])
     rounds: int = Field(default=1, ge=1, examples=[1])
+    objective: Literal["mean", "p95", "slo"] = Field(default="mean", examples=["mean"])
+    slo_ms: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, examples=["{digits_resnet: 20.0}"]
+    )
 
 
 class RecipeTarget(_Part):
@@ -145,6 +151,20 @@ class Recipe(_Part):
         if fine_tuning.epochs == 0:
             raise ValueError("a cut network needs one epoch at least")
         return fine_tuning
+
+    @field_validator("search")
+    @classmethod
+    def _knows_every_slo(cls, search: Search, info: ValidationInfo) -> Search:
+        networks = info.data.get("networks")
+        if networks is None:
+            return search
+        for name in search.slo_ms:
+            if name not in networks:
+                raise ValueError(f"slo_ms of {name}, which is not among the networks")
+        for name in networks:
+            if search.objective == "slo" and name not in search.slo_ms:
+                raise ValueError(f"objective slo needs slo_ms of {name}")
+        return search
 
     def sha256(self) -> str:
         """Hash of the content, independent of the file's layout."""

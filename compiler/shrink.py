@@ -31,6 +31,7 @@ from compiler.fine_tuning import (
 from compiler.fleet import Fleet
 from compiler.pruning.baselines import uniform
 from compiler.pruning.importance import Scores, activation, keep
+from compiler.pruning.objectives import Objective
 from compiler.pruning.resume import SearchCheckpoint
 from compiler.pruning.search import SearchResult, SearchSettings, search
 from compiler.pruning.surgery import slice_channels
@@ -143,10 +144,11 @@ def _search(
     generations = job.recipe.search.generations
     result = search(
         before.space,
-        fleet.objective(),
+        fleet.latency(),
         _proxy(before, scores, job.splits),
         settings=_settings(job.recipe, max_drop),
         seed=job.recipe.seed,
+        objective=_objective(job, fleet),
         progress=lambda p: job.observe(
             title, p.generation, generations, f"fleet mean {p.best_ms:.3f} ms predicted"
         ),
@@ -157,6 +159,11 @@ def _search(
         ),
     )
     return Found(result.widths, _search_facts(result))
+
+
+def _objective(job: Job, fleet: Fleet) -> Objective:
+    search = job.recipe.search
+    return fleet.objective(search.objective, search.slo_ms.get(job.dense.space.network))
 
 
 def _settings(recipe: Recipe, max_drop: float) -> SearchSettings:
@@ -202,9 +209,10 @@ def _facts(job: Job, fleet: Fleet, plan: PruningPlan, rounds: Sequence[Round]) -
     drop = sum(done.drop for done in rounds)
     alike = uniform(
         space,
-        fleet.objective(),
+        fleet.latency(),
         _proxy(whole, _scores(whole, job.splits), job.splits),
         settings=_settings(job.recipe, drop),
+        objective=_objective(job, fleet),
     )
     history: list[dict[str, Any]] = []
     before = 0

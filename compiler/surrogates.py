@@ -344,30 +344,16 @@ def _order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatA
     return np.asarray(np.partition(values, position, axis=0)[position])
 
 
-def predicted_ms_by_cluster(
-    space: PruneSpace, surrogates: Mapping[str, Surrogate], widths: Sequence[int]
-) -> tuple[tuple[str, float], ...]:
-    """(cluster label, predicted median ms) of one shape, as a PruningPlan carries it."""
-    x = physics_features(space, [list(widths)])
-    return tuple((label, float(s.predict(x)[0][0])) for label, s in sorted(surrogates.items()))
-
-
-def fleet_latency(
-    space: PruneSpace,
-    surrogates: Mapping[str, Surrogate],
-    weights: Mapping[str, float],
+def cluster_latency(
+    space: PruneSpace, surrogates: Mapping[str, Surrogate]
 ) -> Callable[[IntArray], tuple[FloatArray, FloatArray]]:
-    """Mean latency over the fleet, ``Σ_k w_k · ŷ_k(widths)``, as the search asks for it.
+    """Latency on every cluster, as a search asks for it.
 
-    Both mappings by cluster label; weights are positive and sum to 1. The function returned takes
-    widths (n, n_groups) and gives (mean_ms, spread_ms), each (n,): spread is the half width of the
-    surrogates' intervals in the same mean. Shapes outside a surrogate's domain have the mean inf,
-    which no search accepts. Raises ValueError for labels or features that do not fit.
+    surrogates: by cluster label. The function returned takes widths (n, n_groups) and gives (ms,
+    spread_ms), each (n, n_clusters), the labels sorted: spread is the half width of a surrogate's
+    interval. Shapes outside a surrogate's domain take inf, which no search accepts. Raises
+    ValueError for features that do not fit.
     """
-    if set(surrogates) != set(weights) or not weights:
-        raise ValueError(f"surrogates of {sorted(surrogates)}, weights of {sorted(weights)}")
-    if min(weights.values()) <= 0 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
-        raise ValueError(f"weights {dict(weights)} are not shares of one fleet")
     names = feature_names(space)
     for label, surrogate in surrogates.items():
         if surrogate.quantity_ != "latency_ms":
@@ -375,13 +361,37 @@ def fleet_latency(
         if surrogate.feature_names_ != names:
             raise ValueError(f"surrogate {label} has other features than {space.network}")
 
-    def mean_and_spread_ms(widths: IntArray) -> tuple[FloatArray, FloatArray]:
+    def ms_and_spread(widths: IntArray) -> tuple[FloatArray, FloatArray]:
         x = physics_features(space, np.atleast_2d(widths))
-        mean, spread = np.zeros(len(x)), np.zeros(len(x))
-        for label in sorted(surrogates):
+        ms, spread = np.empty((2, len(x), len(surrogates)))
+        for column, label in enumerate(sorted(surrogates)):
             median, lower, upper = surrogates[label].predict(x, extrapolate=True)
-            mean += weights[label] * np.where(surrogates[label].in_domain(x), median, np.inf)
-            spread += weights[label] * (upper - lower) / 2
-        return mean, spread
+            ms[:, column] = np.where(surrogates[label].in_domain(x), median, np.inf)
+            spread[:, column] = (upper - lower) / 2
+        return ms, spread
+
+    return ms_and_spread
+
+
+def fleet_latency(
+    space: PruneSpace,
+    surrogates: Mapping[str, Surrogate],
+    weights: Mapping[str, float],
+) -> Callable[[IntArray], tuple[FloatArray, FloatArray]]:
+    """Mean latency over the fleet, ``Σ_k w_k · ŷ_k(widths)``, and its spread, each (n,).
+
+    Both mappings by cluster label; weights are positive and sum to 1. Otherwise as
+    cluster_latency. Raises ValueError for labels or features that do not fit.
+    """
+    if set(surrogates) != set(weights) or not weights:
+        raise ValueError(f"surrogates of {sorted(surrogates)}, weights of {sorted(weights)}")
+    if min(weights.values()) <= 0 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+        raise ValueError(f"weights {dict(weights)} are not shares of one fleet")
+    by_cluster = cluster_latency(space, surrogates)
+    shares = np.array([weights[label] for label in sorted(weights)])
+
+    def mean_and_spread_ms(widths: IntArray) -> tuple[FloatArray, FloatArray]:
+        ms, spread = by_cluster(widths)
+        return (ms * shares).sum(axis=1), (spread * shares).sum(axis=1)
 
     return mean_and_spread_ms
