@@ -23,6 +23,13 @@ QUANTITIES = ("macs", "macs_pad8", "macs_pad16", "read_bytes", "write_bytes", "w
 """Counted for each kind of layer. macs_padN: both channel counts rounded up to multiples of N,
 which is what a vectorised kernel really computes."""
 
+CACHE_BYTES = tuple(2**exponent for exponent in range(17, 26))
+"""128 KiB to 32 MiB. Every inference reads every weight once, so those that a cache cannot hold
+come from the next level each time, and what they cost is beyond what their work costs."""
+
+WHOLE = "network"
+"""The part that counts all layers together; the other parts are kinds and stages."""
+
 
 def layer_kind(layer: LayerShape) -> str:
     """Call a convolution of one weight a position "pointwise", else the layer's own kind.
@@ -46,15 +53,21 @@ def feature_names(space: PruneSpace) -> tuple[str, ...]:
     """Columns in order: "KIND.QUANTITY", then "STAGE.QUANTITY", as they first occur.
 
     A stage has an @ in its name (see layer_stage), a kind has none: totals over a whole kind
-    learn from few samples, stages tell shapes of equal work apart.
+    learn from few samples, stages tell shapes of equal work apart. Last the weight bytes of the
+    whole network beyond each of CACHE_BYTES, as "network.weights_beyond_1024_kib".
     """
     kinds = dict.fromkeys(layer_kind(layer) for layer in space.layers)
     stages = dict.fromkeys(layer_stage(layer) for layer in space.layers)
-    return tuple(f"{part}.{quantity}" for part in (*kinds, *stages) for quantity in QUANTITIES)
+    counted = (f"{part}.{quantity}" for part in (*kinds, *stages) for quantity in QUANTITIES)
+    return (*counted, *(_beyond(cache_bytes) for cache_bytes in CACHE_BYTES))
+
+
+def _beyond(cache_bytes: int) -> str:
+    return f"{WHOLE}.weights_beyond_{cache_bytes // 1024}_kib"
 
 
 def physics_features(space: PruneSpace, widths: ArrayLike) -> FloatArray:
-    """Totals over the layers of each kind, and of each stage.
+    """Totals over the layers of each kind, of each stage, and of the network.
 
     widths: (n_groups,) or (n, n_groups), any integers >= 1. Returns (n_features,) or
     (n, n_features), columns as in feature_names. Raises ValueError for another shape.
@@ -62,11 +75,15 @@ def physics_features(space: PruneSpace, widths: ArrayLike) -> FloatArray:
     batch = _batch(space, widths)
     names = feature_names(space)
     column = {name: position for position, name in enumerate(names)}
+    kinds = dict.fromkeys(layer_kind(layer) for layer in space.layers)
     totals = np.zeros((len(batch), len(names)))
     for layer, c_in, c_out in _channels(space, batch):
         for quantity, amount in zip(QUANTITIES, _amounts(layer, c_in, c_out), strict=True):
             for part in (layer_kind(layer), layer_stage(layer)):
                 totals[:, column[f"{part}.{quantity}"]] += amount
+    weight_bytes = totals[:, [column[f"{kind}.weight_bytes"] for kind in kinds]].sum(axis=1)
+    for cache_bytes in CACHE_BYTES:
+        totals[:, column[_beyond(cache_bytes)]] = np.maximum(weight_bytes - cache_bytes, 0)
     return totals[0] if np.ndim(widths) == 1 else totals
 
 

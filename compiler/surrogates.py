@@ -22,7 +22,7 @@ from sklearn.linear_model import RidgeCV
 
 from compiler.dataset import Dataset
 from compiler.errors import CompilerError
-from compiler.features import feature_names, physics_features
+from compiler.features import WHOLE, feature_names, physics_features
 from compiler.pruning.widths import PruneSpace
 
 FloatArray = NDArray[np.float64]
@@ -132,11 +132,15 @@ by stage tells apart shapes of equal work, once there are enough."""
 
 
 def _on_its_columns(entry: FamilyEntry, names: Sequence[str]) -> Family:
-    """The family's fit on the columns it learns from; on all where features tell no stages."""
+    """The family's fit on the columns it learns from; on all where features tell no stages.
+
+    What is counted over the whole network serves every family.
+    """
     staged = np.array(["@" in name for name in names], dtype=bool)
-    columns = np.flatnonzero(staged == entry.by_stage)
-    if not len(columns):
+    if not staged.any():
         return entry.fit
+    whole = np.array([name.startswith(f"{WHOLE}.") for name in names], dtype=bool)
+    columns = np.flatnonzero(whole | (staged == entry.by_stage))
 
     def fit(x: FloatArray, y: FloatArray, seed: int) -> Predictor:
         predict = entry.fit(x[:, columns], y, seed)

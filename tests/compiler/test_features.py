@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.features import feature_names, physics_features, total_macs
+from compiler.features import CACHE_BYTES, feature_names, physics_features, total_macs
 from compiler.pruning.widths import Group, LayerShape, PruneSpace
 from compiler.sampling import sample_widths
 
@@ -37,7 +37,7 @@ def test_a_network_small_enough_to_count_by_hand() -> None:
     assert features["linear.read_bytes"] == 5 * 4 * 4
     assert features["conv9@16/1.macs_pad8"] == features["conv.macs_pad8"]
     assert features["depthwise9@4/4.macs"] == features["depthwise.macs"]
-    assert len(features) == 2 * 18
+    assert len(features) == 2 * 18 + len(CACHE_BYTES)
 
 
 def test_a_batch_is_its_rows(mobile_space: PruneSpace) -> None:
@@ -56,7 +56,28 @@ def test_a_batch_is_its_rows(mobile_space: PruneSpace) -> None:
 def test_a_1x1_convolution_is_a_kind_of_its_own(mobile_space: PruneSpace) -> None:
     kinds = list(dict.fromkeys(name.split(".")[0] for name in feature_names(mobile_space)))
     assert kinds[:4] == ["conv", "depthwise", "pointwise", "linear"]
-    assert all("@" in stage for stage in kinds[4:])
+    assert all("@" in stage for stage in kinds[4:-1])
+    assert kinds[-1] == "network"
+
+
+def test_weights_beyond_a_cache_are_those_that_it_cannot_hold() -> None:
+    space = PruneSpace(
+        "heavy",
+        (1, 64, 2, 2),
+        (Group("a", 1024, ()),),
+        (
+            LayerShape("first", "conv", None, "a", 64, 1024, 1, 4, 4),
+            LayerShape("second", "linear", "a", None, 1024, 10, 1, 1, 1),
+        ),
+        ((8, 1024),),
+    )
+    small, large = physics_features(space, [[8], [1024]])
+    names = feature_names(space)
+    bytes_of_1024 = 4 * 1024 * (64 + 10)
+    for cache_bytes in CACHE_BYTES:
+        column = names.index(f"network.weights_beyond_{cache_bytes // 1024}_kib")
+        assert small[column] == 0
+        assert large[column] == max(bytes_of_1024 - cache_bytes, 0)
 
 
 @pytest.mark.parametrize(
