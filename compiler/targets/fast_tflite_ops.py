@@ -1,0 +1,205 @@
+"""How each operator of a canonical ONNX graph is said in TFLite.
+
+Input: a node, its weights and the writer. Output: one or two operators written, channels last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from compiler.targets.fast_tflite_writer import FlatbufferWriter, Shape
+
+Weights = Mapping[str, NDArray[Any]]
+Emitter = Callable[[FlatbufferWriter, Any, str, str, Weights], None]
+"""(writer, node, name of the output, fused activation, weights)."""
+
+Ops = schema.BuiltinOperator
+
+
+class UnsupportedError(Exception):
+    """A node that has no equal here, in words."""
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    import onnx
+
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _activation(name: str) -> int:
+    return int(getattr(schema.ActivationFunctionType, name))
+
+
+def _fusable(node: Any, weights: Weights) -> str:
+    """The name of the activation that this node is, "NONE" where it is another operator."""
+    if node.op_type == "Relu":
+        return "RELU"
+    if node.op_type == "Clip" and _is_relu6(node, weights):
+        return "RELU6"
+    return "NONE"
+
+
+def _is_relu6(node: Any, weights: Weights) -> bool:
+    bounds = [float(weights[name]) for name in node.input[1:] if name in weights]
+    return bounds == [0.0, 6.0]
+
+
+FUSED: dict[str, Callable[[Any, Weights], str]] = dict.fromkeys(("Conv", "Add", "Gemm"), _fusable)
+"""Operators that take the activation after them along."""
+
+
+def _convolution(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    said = _attributes(node)
+    kernel, bias = p[node.input[1]], p[node.input[2]]
+    groups, (stride_h, stride_w) = said.get("group", 1), said["strides"]
+    if tuple(said["dilations"]) != (1, 1):
+        raise UnsupportedError(f"a convolution with dilation {tuple(said['dilations'])}")
+    source, shape, padding = _padded(w, node.input[0], said, kernel.shape[2:], fill=None)
+    height, width = _positions(shape, kernel.shape[2:], (stride_h, stride_w), padding)
+    options: Any
+    if groups == 1:
+        code, options = Ops.CONV_2D, schema.Conv2DOptionsT()
+        weights = kernel.transpose(0, 2, 3, 1)
+    elif groups == kernel.shape[0] and kernel.shape[1] == 1 and groups == shape[3]:
+        code, options = Ops.DEPTHWISE_CONV_2D, schema.DepthwiseConv2DOptionsT()
+        options.depthMultiplier = 1
+        weights = kernel.transpose(1, 2, 3, 0)
+    else:
+        raise UnsupportedError(f"a convolution in {groups} groups of {kernel.shape[1]} channels")
+    options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
+    options.fusedActivationFunction = _activation(activation)
+    options.dilationHFactor = options.dilationWFactor = 1
+    inputs = [source, w.add_constant(weights), w.add_constant(bias)]
+    w.add_operator(code, inputs, out, (1, height, width, kernel.shape[0]), options)
+
+
+def _padded(
+    w: FlatbufferWriter, name: str, said: Mapping[str, Any], kernel: Shape, fill: float | None
+) -> tuple[int, Shape, int]:
+    """(tensor, its shape, padding): by the operator itself where SAME means the same, else PAD.
+
+    fill: what is padded with, None for zero.
+    """
+    shape = w.shapes[name]
+    pads, strides = tuple(said.get("pads", (0, 0, 0, 0))), said["strides"]
+    if pads == (0, 0, 0, 0):
+        return w.index(name), shape, int(schema.Padding.VALID)
+    same = [_same(shape[1 + i], kernel[i], strides[i]) for i in range(2)]
+    if [(pads[i], pads[2 + i]) for i in range(2)] == same:
+        return w.index(name), shape, int(schema.Padding.SAME)
+    around = np.array([[0, 0], [pads[0], pads[2]], [pads[1], pads[3]], [0, 0]], dtype=np.int32)
+    larger = (1, shape[1] + pads[0] + pads[2], shape[2] + pads[1] + pads[3], shape[3])
+    inputs, padded = [w.index(name), w.add_constant(around)], f"{name} padded for {said}"
+    if fill is None:
+        w.add_operator(Ops.PAD, inputs, padded, larger, schema.PadOptionsT())
+    else:
+        inputs.append(w.add_constant(np.array([fill], dtype=np.float32)))
+        w.add_operator(Ops.PADV2, inputs, padded, larger, schema.PadV2OptionsT())
+    return w.index(padded), larger, int(schema.Padding.VALID)
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """How many rows SAME adds before and after (TensorFlow's nn.convolution)."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _positions(shape: Shape, kernel: Shape, strides: tuple[int, int], padding: int) -> Shape:
+    if padding == schema.Padding.SAME:
+        return tuple(math.ceil(shape[1 + i] / strides[i]) for i in range(2))
+    return tuple((shape[1 + i] - kernel[i]) // strides[i] + 1 for i in range(2))
+
+
+def _pool(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    said = _attributes(node)
+    kernel, strides = tuple(said["kernel_shape"]), tuple(said["strides"])
+    largest = node.op_type == "MaxPool"
+    if said.get("ceil_mode") or (not largest and any(said.get("pads", ()))):
+        raise UnsupportedError(f"{node.op_type} with {said}")
+    lowest = float(np.finfo(np.float32).min)
+    source, shape, padding = _padded(w, node.input[0], said, kernel, lowest)
+    options = schema.Pool2DOptionsT()
+    options.padding, (options.strideH, options.strideW) = padding, strides
+    options.filterHeight, options.filterWidth = kernel
+    height, width = _positions(shape, kernel, strides, padding)
+    code = Ops.MAX_POOL_2D if largest else Ops.AVERAGE_POOL_2D
+    w.add_operator(code, [source], out, (1, height, width, shape[3]), options)
+
+
+def _global_pool(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    shape = w.shapes[node.input[0]]
+    options = schema.ReducerOptionsT()
+    options.keepDims = True
+    inputs = [w.index(node.input[0]), w.add_constant(np.array([1, 2], dtype=np.int32))]
+    w.add_operator(Ops.MEAN, inputs, out, (1, 1, 1, shape[3]), options)
+
+
+def _binary(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    if any(name in p for name in node.input):
+        raise UnsupportedError(f"{node.op_type} with a constant")
+    shapes = [w.shapes[name] for name in node.input]
+    shape = tuple(np.broadcast_shapes(*shapes))
+    code, options = {
+        "Add": (Ops.ADD, schema.AddOptionsT()),
+        "Mul": (Ops.MUL, schema.MulOptionsT()),
+    }[node.op_type]
+    options.fusedActivationFunction = _activation(activation)
+    w.add_operator(code, [w.index(name) for name in node.input], out, shape, options)
+
+
+def _elementwise(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    if node.op_type == "Clip" and not _is_relu6(node, p):
+        raise UnsupportedError("a Clip other than to 0..6")
+    code = {"Relu": Ops.RELU, "Clip": Ops.RELU6, "Sigmoid": Ops.LOGISTIC}[node.op_type]
+    w.add_operator(code, [w.index(node.input[0])], out, w.shapes[node.input[0]], None)
+
+
+def _flatten(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    """Rows come out in the order (H, W, C); _linear sorts its weights to match."""
+    if _attributes(node).get("axis", 1) != 1:
+        raise UnsupportedError("a Flatten of another axis than 1")
+    shape = w.shapes[node.input[0]]
+    flat = (1, math.prod(shape))
+    options = schema.ReshapeOptionsT()
+    options.newShape = np.array(flat, dtype=np.int32)
+    inputs = [w.index(node.input[0]), w.add_constant(np.array(flat, dtype=np.int32))]
+    w.add_operator(Ops.RESHAPE, inputs, out, flat, options)
+    w.flattened[out] = shape
+
+
+def _linear(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    said = _attributes(node)
+    if said.get("transA") or said.get("alpha", 1.0) != 1 or said.get("beta", 1.0) != 1:
+        raise UnsupportedError(f"a Gemm with {said}")
+    name = node.input[0]
+    weights = p[node.input[1]] if said.get("transB") else p[node.input[1]].T
+    if name in w.flattened:
+        _, height, width, channels = w.flattened[name]
+        by_channel = weights.reshape(len(weights), channels, height, width)
+        weights = by_channel.transpose(0, 2, 3, 1).reshape(len(weights), -1)
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _activation(activation)
+    inputs = [w.index(name), w.add_constant(weights), w.add_constant(p[node.input[2]])]
+    w.add_operator(Ops.FULLY_CONNECTED, inputs, out, (1, len(weights)), options)
+
+
+EMITTERS: dict[str, Emitter] = {
+    "Conv": _convolution,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _global_pool,
+    "Add": _binary,
+    "Mul": _binary,
+    "Relu": _elementwise,
+    "Clip": _elementwise,
+    "Sigmoid": _elementwise,
+    "Flatten": _flatten,
+    "Gemm": _linear,
+}
+"""By ONNX operator. Whatever is not here is refused."""
