@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from compiler import devices
+from compiler.comparison import UNIFORM, Contest, compare
 from compiler.data import Splits
 from compiler.errors import CompilerError
 from compiler.fine_tuning import (
@@ -29,8 +30,7 @@ from compiler.fine_tuning import (
     tuned,
 )
 from compiler.fleet import Fleet
-from compiler.pruning.baselines import uniform
-from compiler.pruning.importance import Scores, activation, keep
+from compiler.pruning.importance import Scores, activation, keep, magnitude
 from compiler.pruning.objectives import Objective
 from compiler.pruning.resume import SearchCheckpoint
 from compiler.pruning.search import SearchResult, SearchSettings, search
@@ -101,7 +101,7 @@ def shrink(
         predicted_ms_by_cluster=tuple(sorted(fleet.by_cluster_ms(last.widths).items())),
         seed=recipe.seed,
     )
-    return Shrunk(last.network, plan, last.val_accuracy, _facts(job, fleet, plan, rounds))
+    return Shrunk(last.network, plan, last.val_accuracy, _facts(job, fleet, plan, rounds, folder))
 
 
 def _round(job: Job, fleet: Fleet, number: int, before: Cut, folder: Path) -> Round | None:
@@ -203,17 +203,39 @@ def _search_facts(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _facts(job: Job, fleet: Fleet, plan: PruningPlan, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Of the whole way; its history counts evaluations through all rounds."""
-    space, whole = job.dense.space, Cut.none(job.dense)
-    drop = sum(done.drop for done in rounds)
-    alike = uniform(
-        space,
-        fleet.latency(),
-        _proxy(whole, _scores(whole, job.splits), job.splits),
-        settings=_settings(job.recipe, drop),
+def _comparison(
+    job: Job, fleet: Fleet, widths: Widths, max_drop: float, folder: Path
+) -> dict[str, Any]:
+    """With contenders that go the whole way at once, cut by the same scores of channels."""
+    whole, search = Cut.none(job.dense), job.recipe.search
+    scores = _scores(whole, job.splits)
+    contest = Contest(
+        space=whole.space,
+        fleet=fleet,
+        accuracy=_proxy(whole, scores, job.splits),
+        scores=scores,
+        l1_scores=magnitude(whole.network, whole.space, norm=1.0),
+        settings=_settings(job.recipe, max_drop),
         objective=_objective(job, fleet),
+        seed=job.recipe.seed,
+        slo_ms=search.slo_ms.get(whole.space.network),
     )
+    title = f"baselines {whole.space.network}"
+    checkpoint = SearchCheckpoint(
+        folder / "baselines.json",
+        accuracy_of=sha256(whole.network.state_dict()),
+        note=lambda text: job.observe(title, 0, 1, text),
+    )
+    return compare(contest, widths, checkpoint, partial(job.observe, title))
+
+
+def _facts(
+    job: Job, fleet: Fleet, plan: PruningPlan, rounds: Sequence[Round], folder: Path
+) -> dict[str, Any]:
+    """Of the whole way; its history counts evaluations through all rounds."""
+    space = job.dense.space
+    drop = sum(done.drop for done in rounds)
+    compared = _comparison(job, fleet, plan.widths(space), drop, folder)
     history: list[dict[str, Any]] = []
     before = 0
     for done in rounds:
@@ -226,8 +248,9 @@ def _facts(job: Job, fleet: Fleet, plan: PruningPlan, rounds: Sequence[Round]) -
             for g, w in zip(space.groups, plan.widths(space), strict=True)
         ],
         "predicted_ms_by_cluster": [list(pair) for pair in plan.predicted_ms_by_cluster],
-        "predicted_fleet_ms": fleet.mean_ms(plan.widths(space)),
-        "uniform_fleet_ms": fleet.mean_ms(alike.widths),
+        "predicted_fleet_ms": compared["chosen"]["mean_ms"],
+        "uniform_fleet_ms": compared["baselines"][UNIFORM]["mean_ms"],
+        **compared,
         "proxy_accuracy": rounds[-1].search["proxy_accuracy"],
         "proxy_accuracy_drop": drop,
         "n_latency_evaluations": sum(done.search["n_latency_evaluations"] for done in rounds),

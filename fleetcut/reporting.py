@@ -166,6 +166,18 @@ def _network(
         ),
         costs=_costs(compiled, name),
         search_history=tuple(schema.SearchPoint(**point) for point in search["history"]),
+        objective=search["objective"]["name"],
+        slo_ms=search["objective"]["slo_ms"],
+        contenders=_contenders(search),
+    )
+
+
+def _contenders(search: Mapping[str, Any]) -> tuple[schema.Contender, ...]:
+    shapes = {"dense": search["dense"], "found by the search": search["chosen"]}
+    fields = ("mean_ms", "p95_ms", "slo_share", "objective_ms", "macs")
+    return tuple(
+        schema.Contender(name, **{field: facts[field] for field in fields})
+        for name, facts in (shapes | search["baselines"]).items()
     )
 
 

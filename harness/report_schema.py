@@ -106,8 +106,27 @@ class SearchPoint:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Contender:
+    """One shape as predicted for the fleet. slo_share: of boards within the SLO, None without one.
+
+    objective_ms: what the search lowers, with its penalty for doubt.
+    """
+
+    name: str
+    mean_ms: Ms
+    p95_ms: Ms
+    objective_ms: Ms
+    macs: Count
+    slo_share: Fraction | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Network:
-    """One network before and after. uniform_predicted_ms: same width everywhere, same proxy."""
+    """One network before and after. uniform_predicted_ms: same width everywhere, same proxy.
+
+    objective: "mean", "p95" or "slo". slo_ms: None without an SLO. contenders: dense, the pruned
+    one, then the baselines of the same search budget.
+    """
 
     name: str
     accuracy_dense: Fraction | None = None
@@ -123,6 +142,9 @@ class Network:
     surrogates: tuple[SurrogateFit, ...] = ()
     costs: tuple[CostFit, ...] = ()
     search_history: tuple[SearchPoint, ...] = ()
+    objective: Literal["mean", "p95", "slo"] = "mean"
+    slo_ms: Ms | None = None
+    contenders: tuple[Contender, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -40,7 +40,7 @@ from harness.report import (
     read_report,
     write_report,
 )
-from harness.report_schema import dump_report
+from harness.report_schema import Contender, dump_report, parse_report
 
 PROVENANCE = Provenance(
     "0.1.0", "x86_64, 2 cores, Linux 6.1", 7, "2025-11-21T02:55:00+00:00", 312.4
@@ -375,6 +375,33 @@ def test_energy_and_memory_stand_beside_latency_where_they_were_fitted() -> None
     assert "energy, mJ" in text
     assert "peak memory, MB" in text
     assert "3.1" in text
+
+
+def test_the_search_stands_beside_its_baselines() -> None:
+    contenders = (
+        Contender("dense", 9.0, 12.0, 9.5, 1000, 0.25),
+        Contender("found by the search", 3.0, 4.0, 3.1, 300, 1.0),
+        Contender("random widths", 5.0, 6.0, 5.2, 400, 0.5),
+    )
+    report = Report(
+        title="t",
+        simulated=True,
+        provenance=PROVENANCE,
+        summary=Summary(boards=1, clusters=1),
+        networks=(
+            Network("net", objective="slo", slo_ms=5.5, contenders=contenders),
+            Network(
+                "other",
+                contenders=tuple(dataclasses.replace(c, slo_share=None) for c in contenders),
+            ),
+        ),
+    )
+    text = Elements(rendered(report)).text
+    assert "lowered the share of boards beyond the SLO" in text
+    assert "lowered the mean" in text
+    assert text.count("Within 5.5") == 1
+    assert text.count("random widths") == 2
+    assert parse_report(dump_report(report), Path("report.json")) == report
 
 
 def test_next_to_nothing_measured_is_still_a_page() -> None:
