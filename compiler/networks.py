@@ -26,6 +26,10 @@ class UnknownNetworkError(CompilerError, ValueError):
     """A name that leads to no network; the message says what to write instead."""
 
 
+class FactoryError(CompilerError):
+    """A user's factory that makes no network."""
+
+
 @dataclass(frozen=True)
 class NetworkEntry:
     """factory() → a module with random weights. input_shape: of one picture, without the batch.
@@ -41,15 +45,24 @@ class NetworkEntry:
 def build(name: str, seed: int) -> nn.Module:
     """The named network in eval mode; weights depend on the seed alone.
 
-    torch's global generator is as it was afterwards. Raises UnknownNetworkError, and TypeError
-    when a user's factory returns something other than a module.
+    torch's global generator is as it was afterwards. Raises UnknownNetworkError, and FactoryError
+    when a user's factory fails or returns something other than a module.
     """
     factory = _entry(name).factory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = factory()
+        try:
+            network = factory()
+        except Exception as error:
+            raise FactoryError(
+                f"network {name}: the factory raised {type(error).__name__}: {error}. "
+                "Next: call it by itself; it takes no arguments"
+            ) from error
     if not isinstance(network, nn.Module):
-        raise TypeError(f"network {name}: the factory returned {type(network).__name__}")
+        raise FactoryError(
+            f"network {name}: the factory returned {type(network).__name__}. "
+            "Next: return a torch.nn.Module"
+        )
     return network.eval()
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiler.errors import CompilerError
+
 Rule = Callable[[tuple[Any, ...]], bool]
 """Says of an operator's arguments whether channels pass through it one by one."""
 
 
-class TraceError(ValueError):
+class TraceError(CompilerError, ValueError):
     """A network that cannot be pruned safely; the message names the layer and the reason."""
 
 
@@ -38,11 +40,19 @@ def check_operators(network: nn.Module, x: Tensor, name: str) -> None:
     """Runs the network once and refuses every operator that is not listed.
 
     network: in eval mode. x: (n, C, H, W), n ≥ 2, so that a batch of one hides no broadcast.
-    Raises UnsupportedOpError.
+    Raises UnsupportedOpError, and TraceError where the network does not run at all.
     """
     recorder = _Recorder(name)
-    with torch.no_grad(), recorder:
-        output = network(x)
+    try:
+        with torch.no_grad(), recorder:
+            output = network(x)
+    except UnsupportedOpError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"{name}: does not run on {_brief(x)} pictures: {type(error).__name__}: {error}. "
+            "Next: check its input_shape"
+        ) from error
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != x.shape[0]:
         raise UnsupportedOpError("an output that is not one (n, classes) tensor", name)
     for module_type, ops in _OPERATORS_OF_MODULE.items():

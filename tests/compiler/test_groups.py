@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from compiler import networks
+from compiler.errors import CompilerError
 from compiler.pruning import groups, operators
 from compiler.pruning.widths import Member, PruneSpace
 from compiler.vision import torchvision
@@ -232,6 +233,12 @@ def test_unknown_operators_are_named(network, named):
         groups.trace(network, SHAPE, "my-net")
     assert caught.value.network == "my-net"
     assert str(caught.value).startswith("my-net: ")
+
+
+def test_a_network_that_does_not_run_is_an_error_of_the_compiler():
+    with pytest.raises(operators.TraceError, match=r"t: does not run on 2x3x8x8 pictures: Runtime"):
+        groups.trace(nn.Sequential(nn.Conv2d(4, 8, 3)), (3, 8, 8), "t")
+    assert issubclass(operators.TraceError, CompilerError)
 
 
 def test_a_frozen_parameter_is_named():

@@ -17,6 +17,10 @@ class Mine(nn.Sequential):
 class Shapeless(Mine):
     input_shape = None
 
+def broken():
+    return 1 / 0
+broken.input_shape = (1, 8, 8)
+
 def not_a_network():
     return 3
 not_a_network.input_shape = [1, 8, 8]
@@ -66,5 +70,10 @@ def test_unknown_networks_are_refused_with_a_way_on(user_module):
         networks.build(f"{user_module}:Missing", seed=0)
     with pytest.raises(networks.UnknownNetworkError, match="input_shape = "):
         networks.build(f"{user_module}:Shapeless", seed=0)
-    with pytest.raises(TypeError, match="returned int"):
+
+
+def test_a_factory_that_makes_no_network_is_an_error_of_the_compiler(user_module):
+    with pytest.raises(networks.FactoryError, match="returned int. Next: return a torch"):
         networks.build(f"{user_module}:not_a_network", seed=0)
+    with pytest.raises(networks.FactoryError, match="raised ZeroDivisionError: .* Next: call it"):
+        networks.build(f"{user_module}:broken", seed=0)
