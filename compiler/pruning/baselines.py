@@ -123,9 +123,8 @@ def knapsack(
     found by bisection, as for the others. Raises SearchError, and ValueError for scores of another
     space.
     """
-    ranked = _ranked(space, scores)
     judge = Judge(space, fleet_ms, accuracy, settings, objective)
-    _bisect(judge, _greedy_path(space, judge, ranked)[::-1])
+    judge_knapsack(space, judge, scores)
     return judge.result(())
 
 
@@ -133,6 +132,11 @@ def judge_uniform(space: PruneSpace, judge: Judge) -> None:
     """Judge uniform shapes, the largest fraction first and then ever closer to the border."""
     levels = np.linspace(0, 1, LEVELS + 1)[1:]
     _bisect(judge, decode(space, np.repeat(levels[:, None], len(space.groups), axis=1)))
+
+
+def judge_knapsack(space: PruneSpace, judge: Judge, scores: Scores) -> None:
+    """Judge the knapsack's shapes, those of most latency first. Raises ValueError."""
+    _bisect(judge, _greedy_path(space, judge, _ranked(space, scores))[::-1])
 
 
 def _bisect(judge: Judge, shapes: IntArray) -> None:

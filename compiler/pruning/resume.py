@@ -61,10 +61,12 @@ def identity(
     objective: Objective,
     seed: int,
     accuracy_of: str,
+    begins: Any = None,
 ) -> str:
     """Hash of all that a search depends on: two searches of one identity are the same search.
 
-    Latency is a function, so what it says of a few shapes stands for it, to nine digits.
+    Latency is a function, so what it says of a few shapes stands for it, to nine digits. begins:
+    what else decides where the search begins, plain data.
     """
     kept = np.random.default_rng(0).uniform(0, 1, (_PROBES, len(space.groups)))
     kept[0], kept[1] = 1, 0
@@ -78,6 +80,7 @@ def identity(
         [[f"{value:.9g}" for value in values] for values in answers],
         seed,
         accuracy_of,
+        begins,
     ]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode("utf-8")).hexdigest()
 

@@ -6,13 +6,14 @@ Output: SearchResult; the same arguments give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.pruning.baselines import judge_uniform, uniform
+from compiler.pruning.baselines import judge_knapsack, judge_uniform
+from compiler.pruning.importance import Scores
 from compiler.pruning.judge import (
     Accuracy,
     FleetLatency,
@@ -39,7 +40,6 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "search",
-    "uniform",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -56,13 +56,18 @@ def search(
     settings: SearchSettings,
     seed: int,
     objective: Objective = MEAN_GIVEN,
+    starts: Sequence[Widths] = (),
+    scores: Scores | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: SearchCheckpoint | None = None,
 ) -> SearchResult:
     """Lowest objective of ``ms + spread_penalty · spread_ms`` under the settings' constraints.
 
     Never worse than the dense shape or the uniform ones: they are judged first, and everything
-    begins at them. accuracy is asked only of shapes that would otherwise be accepted, once each.
+    begins at them, or at one of starts, legal shapes judged next, or where there are scores of the
+    channels at the knapsack's shapes (baselines.py), all within the same budget. accuracy is asked
+    only of shapes that would otherwise be accepted, once each.
+
     checkpoint: killed and called again with the same arguments, the search goes on from its file
     and ends in the result of an unbroken one; progress is then told of the rest. Raises SearchError
     where max_macs excludes the dense shape and neither a uniform nor a random shape within it keeps
@@ -70,14 +75,15 @@ def search(
     """
     file = None
     if checkpoint is not None:
-        which = identity(space, fleet_ms, settings, objective, seed, checkpoint.accuracy_of)
+        begins = [list(map(list, starts)), scores]
+        which = identity(space, fleet_ms, settings, objective, seed, checkpoint.accuracy_of, begins)
         file = SearchFile(checkpoint, which)
         accuracy = file.remembering(accuracy)
     run = _Run(space, Judge(space, fleet_ms, accuracy, settings, objective), settings, seed)
     if file is not None and file.snapshot is not None:
         run.restore(file.snapshot, file.paid)
     else:
-        run.begin()
+        run.begin(starts, scores)
     while not run.finished:
         run.generation()
         if file is not None and file.due(run.ncs.generation, run.finished):
@@ -109,7 +115,12 @@ class _Run:
         self.rng = np.random.default_rng(seed)
         self.history: list[Progress] = []
 
-    def begin(self) -> None:
+    def begin(self, starts: Sequence[Widths], scores: Scores | None) -> None:
+        for widths in starts:
+            value = float(self.judge.objective(np.asarray([widths], dtype=np.int64))[0])
+            self.judge.feasible(widths, value)
+        if scores is not None:
+            judge_knapsack(self.space, self.judge, scores)
         x = _starts(self.space, self.judge, self.settings, self.rng)
         self.ncs = self._optimiser(x, self.judge.objective(decode(self.space, x)))
 

@@ -176,3 +176,16 @@ def test_shapes_that_no_surrogate_answers_for_are_passed_over(mobile_space: Prun
         found = baseline(mobile_space, refused, lambda _: 1.0, settings=SETTINGS)
         assert found.widths[6] >= 200
         assert np.isfinite(found.objective_ms)
+
+
+def test_a_search_that_knows_the_scores_ends_no_higher_than_the_knapsack(
+    mobile_space: PruneSpace,
+) -> None:
+    settings = dataclasses.replace(SETTINGS, max_accuracy_drop=0.2)
+    for seed in range(3):
+        scores = scores_of(mobile_space, seed)
+        arguments = (mobile_space, latency(mobile_space), accuracy_by(scores))
+        packed = knapsack(*arguments, scores=scores, settings=settings)
+        found = search(*arguments, settings=settings, seed=seed, scores=scores)
+        assert found.objective_ms <= packed.objective_ms
+        assert found.n_accuracy_evaluations <= settings.max_accuracy_evaluations
