@@ -88,6 +88,16 @@ def test_cross_validation_takes_the_family_that_fits(mobile_space: PruneSpace) -
     assert LatencySurrogate().fit(powers).family_ == "ridge"
 
 
+def test_one_shape_beyond_all_others_does_not_choose_the_family() -> None:
+    work = np.append(np.linspace(5, 60, 60), 300)
+    y_ms = np.append(work[:-1], 60) * np.exp(np.random.default_rng(0).normal(0, 0.005, 61))
+    data = Dataset(work[:, None], y_ms, ("b",) * 61, ("conv.macs",), "0")
+    surrogate = LatencySurrogate(("trees", "additive")).fit(data)
+    assert surrogate.family_ == "additive"
+    by_family = surrogate.cv_mape_by_family_
+    assert by_family["trees"] < by_family["additive"], "that one shape alone makes the difference"
+
+
 def test_additive_shrugs_off_disturbed_runs(mobile_space: PruneSpace) -> None:
     train = dataset(mobile_space, sample_widths(mobile_space, 40, 1), 1, noise=0.01)
     y_ms = train.y_ms.copy()
