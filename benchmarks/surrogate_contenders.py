@@ -58,7 +58,8 @@ Peer = Callable[[Shapes, Shapes], FloatArray]
 def _macs(train: Shapes, judged: Shapes) -> FloatArray:
     """A line through the multiply-adds, least squares on the relative error."""
     line = LinearRegression().fit(train.macs[:, None], train.ms, sample_weight=train.ms**-2)
-    return np.maximum(np.asarray(line.predict(judged.macs[:, None])), 0.1 * train.ms.min())
+    predicted: FloatArray = line.predict(judged.macs[:, None])
+    return np.asarray(np.maximum(predicted, 0.1 * train.ms.min()))
 
 
 def _ridge(columns: Columns) -> Peer:
