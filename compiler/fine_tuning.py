@@ -81,12 +81,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """What every attempt at one network shares."""
+    """What every attempt at one network shares. folder: of this network and recipe."""
 
     dense: Dense
     splits: Splits
     recipe: Recipe
     observe: Observe
+    folder: Path
 
 
 def found(

@@ -7,11 +7,12 @@ search's latencies and objectives, and what the held-out measurements say of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.clusters import DeviceClusters
 from compiler.dataset import Runs, make_dataset
@@ -26,6 +27,9 @@ from compiler.surrogates import (
     mape,
 )
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -33,12 +37,14 @@ class Fleet:
 
     surrogates: by cluster label. boards: board id → (its cluster's label, its latency over its
     cluster's prediction, > 0); see board_ratios. Raises ValueError where a cluster has no board or
-    a board no cluster.
+    a board no cluster. measured: shapes whose latency is known on every cluster: they answer for
+    themselves.
     """
 
     space: PruneSpace
     surrogates: Mapping[str, LatencySurrogate]
     boards: Mapping[str, tuple[str, float]]
+    measured: Mapping[Widths, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         labels = {label for label, _ in self.boards.values()}
@@ -48,8 +54,29 @@ class Fleet:
             )
 
     def latency(self) -> FleetLatency:
-        """Latency and spread on every cluster, as a search asks for them."""
-        return cluster_latency(self.space, self.surrogates)
+        """Latency and spread on every cluster, as a search asks for them.
+
+        Of a measured shape what was measured, without a spread: a search that exploits an error of
+        the surrogates elsewhere does not do so here.
+        """
+        predicted = cluster_latency(self.space, self.surrogates)
+        labels = sorted(self.surrogates)
+        truth = {
+            np.asarray(widths, dtype=np.int64).tobytes(): [ms[label] for label in labels]
+            for widths, ms in self.measured.items()
+        }
+
+        def latency(widths: IntArray) -> tuple[FloatArray, FloatArray]:
+            ms, spread = predicted(widths)
+            if truth:
+                rows = np.ascontiguousarray(np.atleast_2d(widths), dtype=np.int64)
+                for place, row in enumerate(rows):
+                    known = truth.get(row.tobytes())
+                    if known is not None:
+                        ms[place], spread[place] = known, 0.0
+            return ms, spread
+
+        return latency
 
     def objective(self, name: ObjectiveName, slo_ms: float | None = None) -> Objective:
         """What a search is to lower, over the boards. slo_ms: needed for slo."""

@@ -15,12 +15,16 @@ from typing import Any
 import yaml
 
 from compiler.recipe import Recipe
+from compiler.targets.candidates import SUFFIX
 from compiler.work import WorkFolder, read_json, write_json, write_text
 
 
 @dataclass(frozen=True)
 class ProposedModel:
-    """A model to measure. facts: what the compiler must remember of it, plain JSON data."""
+    """A model to measure, in the form of the recipe's runtime.
+
+    facts: what the compiler must remember of it, plain JSON data.
+    """
 
     name: str
     data: bytes
@@ -50,9 +54,10 @@ def propose(
     folder = work.proposal(stage)
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
+    suffix = SUFFIX[recipe.runtime]
     for model in models:
         digest = hashlib.sha256(model.data).hexdigest()
-        (folder / f"{model.name}.onnx").write_bytes(model.data)
+        (folder / f"{model.name}{suffix}").write_bytes(model.data)
         facts[digest] = {"name": model.name, **model.facts}
     campaign_id = f"{recipe.name}-{recipe.sha256()[:8]}-{stage}"
     measuring = recipe.measuring
@@ -61,7 +66,7 @@ def propose(
         "campaign_id": campaign_id,
         "seed": recipe.seed,
         "boards": {} if boards is None else {"ids": list(boards)},
-        "models": [{"name": m.name, "path": f"{m.name}.onnx"} for m in models],
+        "models": [{"name": m.name, "path": f"{m.name}{suffix}"} for m in models],
         "runtimes": [recipe.runtime],
         "threads": [recipe.threads],
         "repeats": repeats,

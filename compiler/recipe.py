@@ -42,6 +42,8 @@ class Measuring(_Part):
     measured for each network on each representative; held_out of them judge the surrogate and
     never train it.
     samples_max, max_seconds, ci_fraction: when the timed loop of a run ends.
+    board_minutes: of timed inferences on all boards together, after which no more elites are
+    measured; none for any. Anchors, ladders and samples are always measured whole.
     """
 
     anchor_repeats: int = Field(default=3, ge=1, examples=[3])
@@ -52,6 +54,7 @@ class Measuring(_Part):
     max_seconds: float = Field(default=1.0, gt=0, examples=[1.0])
     ci_fraction: float = Field(default=0.005, gt=0, lt=1, examples=[0.005])
     timeout_s: float = Field(default=60.0, gt=0, examples=[60.0])
+    board_minutes: float | None = Field(default=None, gt=0, examples=[30.0])
 
     @field_validator("held_out")
     @classmethod
@@ -72,6 +75,8 @@ class Search(_Part):
     which is judged before fine-tuning and so loses more. rounds of search, cut and fine-tuning:
     the proxy's drop is shared among them, every other number here and all fine-tuning epochs are
     each round's own; the last round that keeps max_accuracy_drop is taken.
+    remeasure: how often the best shapes found so far, elites of each network, are measured on the
+    representatives and learned from before the last search; 0 trusts the surrogates alone.
     objective: the fleet's mean latency, its 95th percentile over the boards, or the share of boards
     within slo_ms. slo_ms: network → ms of one inference; needed for slo, else it is only reported.
     """
@@ -82,6 +87,8 @@ class Search(_Part):
     max_accuracy_evaluations: int = Field(default=120, ge=1, examples=[120])
     proxy_accuracy_drop: float = Field(default=0.25, ge=0, lt=1, examples=[0.25])
     rounds: int = Field(default=1, ge=1, examples=[1])
+    remeasure: int = Field(default=1, ge=0, examples=[1])
+    elites: int = Field(default=4, ge=1, examples=[4])
     objective: Literal["mean", "p95", "slo"] = Field(default="mean", examples=["mean"])
     slo_ms: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, examples=["{digits_resnet: 20.0}"]
@@ -102,6 +109,8 @@ class Recipe(_Part):
 
     dataset: digits, cifar10:PATH or imagefolder:PATH. weights: network → file of starting weights
     (safetensors, or a torch file of plain tensors). Paths are relative to where fleetcut runs.
+    width_step: legal widths are its multiples; without it they are learned from ladders of widths
+    that the representatives measure. min_width_fraction: of a group's dense width.
     """
 
     version: Literal[1] = Field(examples=[1])
@@ -114,7 +123,7 @@ class Recipe(_Part):
     seed: int = Field(default=0, ge=0, examples=[0])
     runtime: Literal["ort", "tflite"] = Field(default="ort", examples=["ort"])
     threads: int = Field(default=1, ge=1, examples=[1])
-    width_step: int = Field(default=8, ge=1, examples=[8])
+    width_step: int | None = Field(default=None, ge=1, examples=[8])
     min_width_fraction: float = Field(default=0.125, gt=0, le=1, examples=[0.125])
     training: Training = Field(default=Training(), examples=["{epochs: 12}"])
     fine_tuning: Training = Field(

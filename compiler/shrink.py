@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from compiler import devices
+from compiler.accuracies import KnownAccuracies
 from compiler.comparison import UNIFORM, Contest, compare
 from compiler.data import Splits
 from compiler.errors import CompilerError
@@ -79,7 +80,7 @@ def shrink(
     part only reports. folder: of this network and recipe; what a killed call left there is used.
     Raises CompilerError when no attempt of the first round keeps the bound.
     """
-    job = Job(dense, splits, recipe, observe)
+    job = Job(dense, splits, recipe, observe, folder)
     rounds: list[Round] = []
     for number in range(1, recipe.search.rounds + 1):
         before = rounds[-1].cut if rounds else Cut.none(dense)
@@ -131,6 +132,16 @@ def _which(number: int, attempt: int, rounds: int) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
+def first_search(job: Job, fleet: Fleet, folder: Path) -> SearchResult:
+    """The search of the first round by itself: its elites are worth measuring.
+
+    folder: what a killed call left there is used.
+    """
+    whole = Cut.none(job.dense)
+    drop = job.recipe.search.proxy_accuracy_drop / job.recipe.search.rounds
+    return _result(job, fleet, whole, _scores(whole, job.splits), drop, " for elites", folder)
+
+
 def _search(
     job: Job,
     fleet: Fleet,
@@ -140,25 +151,42 @@ def _search(
     which: str,
     folder: Path,
 ) -> Found:
+    result = _result(job, fleet, before, scores, max_drop, which, folder)
+    return Found(result.widths, _search_facts(result))
+
+
+def _result(
+    job: Job,
+    fleet: Fleet,
+    before: Cut,
+    scores: Scores,
+    max_drop: float,
+    which: str,
+    folder: Path,
+) -> SearchResult:
     title = f"search {job.dense.space.network}{which}"
     generations = job.recipe.search.generations
-    result = search(
+    weights_sha256 = sha256(before.network.state_dict())
+    accuracy = KnownAccuracies(_proxy(before, scores, job.splits), job.folder, weights_sha256)
+    return search(
         before.space,
         fleet.latency(),
-        _proxy(before, scores, job.splits),
+        accuracy,
         settings=_settings(job.recipe, max_drop),
         seed=job.recipe.seed,
         objective=_objective(job, fleet),
+        # Elites of earlier searches: measured, and their accuracies are paid for.
+        starts=[widths for widths in fleet.measured if widths in accuracy.known],
+        scores=scores,
         progress=lambda p: job.observe(
             title, p.generation, generations, f"fleet mean {p.best_ms:.3f} ms predicted"
         ),
         checkpoint=SearchCheckpoint(
             folder / SEARCH_FILE,
-            accuracy_of=sha256(before.network.state_dict()),
+            accuracy_of=weights_sha256,
             note=lambda text: job.observe(title, 0, generations, text),
         ),
     )
-    return Found(result.widths, _search_facts(result))
 
 
 def _objective(job: Job, fleet: Fleet) -> Objective:

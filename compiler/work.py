@@ -52,6 +52,13 @@ class WorkFolder:
     def anchor_ratios(self) -> Path:
         return self.root / "anchor_ratios.json"
 
+    @property
+    def staircases(self) -> Path:
+        return self.root / "staircases.json"
+
+    def elite_facts(self, network: str) -> Path:
+        return self.root / "plans" / f"{network}.elites.json"
+
     def surrogate(self, network: str, cluster: str) -> Path:
         return self.root / "surrogates" / f"{network}@{cluster}.json"
 

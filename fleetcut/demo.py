@@ -38,13 +38,18 @@ def demo_recipe(seed: int) -> Recipe:
         name="demo",
         networks=("digits_mobilenet", "digits_resnet"),
         seed=seed,
+        width_step=8,
         training=Training(epochs=5, batch_size=32, learning_rate=0.005),
         fine_tuning=Training(epochs=7, batch_size=32, learning_rate=0.003),
         measuring=Measuring(
             anchor_repeats=3, samples=26, held_out=6, samples_max=400, max_seconds=0.15
         ),
         search=Search(
-            population=5, generations=30, max_accuracy_evaluations=80, proxy_accuracy_drop=0.1
+            population=5,
+            generations=30,
+            max_accuracy_evaluations=80,
+            proxy_accuracy_drop=0.1,
+            elites=3,
         ),
         targets=tuple(
             RecipeTarget(kind=kind, name=f"rack-{machine}", machine=machine)

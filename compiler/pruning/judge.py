@@ -87,8 +87,9 @@ class SearchResult:
     """What was found; widths are feasible. accuracy: of the proxy that the search was given.
 
     objective_ms: the objective's value with the penalty. predicted_ms, dense_ms: the fleet's mean
-    without it. n_latency_evaluations: shapes asked of the surrogates; n_accuracy_evaluations: of
-    the accuracy function.
+    without it. elites: the feasible shapes met, the best first, up to ELITES.
+    n_latency_evaluations: shapes asked of the surrogates; n_accuracy_evaluations: of the accuracy
+    function.
     """
 
     widths: Widths
@@ -101,6 +102,10 @@ class SearchResult:
     history: tuple[Progress, ...]
     n_latency_evaluations: int
     n_accuracy_evaluations: int
+    elites: tuple[Widths, ...]
+
+
+ELITES = 32
 
 
 class Judge:
@@ -250,7 +255,18 @@ class Judge:
             history=history,
             n_latency_evaluations=self.n_latency_evaluations,
             n_accuracy_evaluations=self.n_accuracy_evaluations,
+            elites=self._elites(),
         )
+
+    def _elites(self) -> tuple[Widths, ...]:
+        least = self.dense_accuracy - self._settings.max_accuracy_drop
+        shapes = [widths for widths, accuracy in self._known.items() if accuracy >= least]
+        rows = np.asarray(shapes, dtype=np.int64)
+        ms, spread = self._fleet_ms(rows)
+        value = self._fleet_objective.value(ms + self._settings.spread_penalty * spread)
+        allowed = np.isfinite(value) & self.within_macs(rows) & self.enough_macs(rows)
+        order = np.argsort(value, kind="stable")
+        return tuple(shapes[place] for place in order if allowed[place])[:ELITES]
 
 
 def within_macs(space: PruneSpace, judge: Judge, kept: FloatArray) -> FloatArray:

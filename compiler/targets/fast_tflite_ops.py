@@ -50,15 +50,18 @@ def _is_relu6(node: Any, weights: Weights) -> bool:
     return bounds == [0.0, 6.0]
 
 
-FUSED: dict[str, Callable[[Any, Weights], str]] = dict.fromkeys(("Conv", "Add", "Gemm"), _fusable)
+FUSED: dict[str, Callable[[Any, Weights], str]] = dict.fromkeys(
+    ("Conv", "Add", "Gemm", "MatMul"), _fusable
+)
 """Operators that take the activation after them along."""
 
 
 def _convolution(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
     said = _attributes(node)
-    kernel, bias = p[node.input[1]], p[node.input[2]]
-    groups, (stride_h, stride_w) = said.get("group", 1), said["strides"]
-    if tuple(said["dilations"]) != (1, 1):
+    kernel = p[node.input[1]]
+    bias = p[node.input[2]] if len(node.input) > 2 else np.zeros(len(kernel), dtype=np.float32)
+    groups, (stride_h, stride_w) = said.get("group", 1), said.get("strides", (1, 1))
+    if tuple(said.get("dilations", (1, 1))) != (1, 1):
         raise UnsupportedError(f"a convolution with dilation {tuple(said['dilations'])}")
     source, shape, padding = _padded(w, node.input[0], said, kernel.shape[2:], fill=None)
     height, width = _positions(shape, kernel.shape[2:], (stride_h, stride_w), padding)
@@ -87,7 +90,8 @@ def _padded(
     fill: what is padded with, None for zero.
     """
     shape = w.shapes[name]
-    pads, strides = tuple(said.get("pads", (0, 0, 0, 0))), said["strides"]
+    pads = tuple(said.get("pads", (0, 0, 0, 0)))
+    strides = said.get("strides", (1, 1))
     if pads == (0, 0, 0, 0):
         return w.index(name), shape, int(schema.Padding.VALID)
     same = [_same(shape[1 + i], kernel[i], strides[i]) for i in range(2)]
@@ -189,6 +193,28 @@ def _linear(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weight
     w.add_operator(Ops.FULLY_CONNECTED, inputs, out, (1, len(weights)), options)
 
 
+def _product(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    """By a constant matrix: a linear layer without a bias."""
+    if node.input[1] not in p or len(w.shapes[node.input[0]]) != 2:
+        raise UnsupportedError("a MatMul other than of a row by a constant matrix")
+    weights = p[node.input[1]].T
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _activation(activation)
+    zeros = w.add_constant(np.zeros(len(weights), dtype=np.float32))
+    inputs = [w.index(node.input[0]), w.add_constant(weights), zeros]
+    w.add_operator(Ops.FULLY_CONNECTED, inputs, out, (1, len(weights)), options)
+
+
+def _transpose(w: FlatbufferWriter, node: Any, out: str, activation: str, p: Weights) -> None:
+    """Of height and width: channels are last here."""
+    if tuple(_attributes(node)["perm"]) != (0, 1, 3, 2):
+        raise UnsupportedError("a Transpose of more than height and width")
+    one, height, width, channels = w.shapes[node.input[0]]
+    inputs = [w.index(node.input[0]), w.add_constant(np.array([0, 2, 1, 3], dtype=np.int32))]
+    shape = (one, width, height, channels)
+    w.add_operator(Ops.TRANSPOSE, inputs, out, shape, schema.TransposeOptionsT())
+
+
 EMITTERS: dict[str, Emitter] = {
     "Conv": _convolution,
     "MaxPool": _pool,
@@ -201,5 +227,7 @@ EMITTERS: dict[str, Emitter] = {
     "Sigmoid": _elementwise,
     "Flatten": _flatten,
     "Gemm": _linear,
+    "MatMul": _product,
+    "Transpose": _transpose,
 }
 """By ONNX operator. Whatever is not here is refused."""

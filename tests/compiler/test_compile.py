@@ -56,7 +56,8 @@ def recipe(**changes) -> Recipe:
             "training": Training(epochs=3, learning_rate=0.02),
             "fine_tuning": Training(epochs=2),
             "measuring": Measuring(samples=16, held_out=4),
-            "search": Search(population=3, generations=4, max_accuracy_drop=0.3),
+            "width_step": 8,
+            "search": Search(population=3, generations=4, max_accuracy_drop=0.3, remeasure=0),
             "targets": (RecipeTarget(kind="onnx", name="here", machine="x86_64"),),
         }
         | changes

@@ -1,0 +1,130 @@
+"""Elites: what a surrogate cannot see is measured before a shape is chosen.
+
+Latencies are invented for these tests: boards on which one shape takes twice as long as its work
+would say, for no reason that shows in any feature.
+"""
+
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+
+from compiler.compile import Compiled, compile_fleet
+from compiler.dataset import COLUMNS
+from compiler.proposals import Proposal
+from compiler.pruning.widths import PruneSpace, PruningPlan
+from compiler.recipe import Measuring, Recipe, RecipeTarget, Search, Training
+from compiler.work import read_json
+
+NETWORK = """
+from torch import nn
+def tiny():
+    def block(i, o):
+        return nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+    return nn.Sequential(
+        block(3, 16), block(16, 32), block(32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+tiny.input_shape = (3, 32, 32)
+"""
+NAME = "elitenet:tiny"
+BOARDS = {"a1": 1.0, "a2": 1.01, "b1": 1.6, "b2": 1.62}
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(tmp_path, monkeypatch):
+    (tmp_path / "elitenet.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def recipe(*, remeasure, **measuring) -> Recipe:
+    return Recipe(
+        version=1,
+        name="t",
+        networks=(NAME,),
+        seed=3,
+        width_step=2,
+        training=Training(epochs=2, learning_rate=0.02),
+        fine_tuning=Training(epochs=1),
+        measuring=Measuring(samples=16, held_out=4, **measuring),
+        search=Search(
+            population=3,
+            generations=6,
+            max_accuracy_drop=0.9,
+            proxy_accuracy_drop=0.2,
+            max_accuracy_evaluations=40,
+            remeasure=remeasure,
+            elites=4,
+        ),
+        targets=(RecipeTarget(kind="onnx", name="here", machine="x86_64"),),
+    )
+
+
+class Boards:
+    """They answer every proposal. trap: widths that take twice as long as work would say."""
+
+    def __init__(self):
+        self.trap = None
+
+    def truth_ms(self, widths):
+        return (0.5 + sum(widths) / 100) * (2 if tuple(widths) == self.trap else 1)
+
+    def answer(self, proposals, folder):
+        rows = []
+        for proposal in proposals:
+            for digest, facts in proposal.facts_by_model.items():
+                ms = self.truth_ms(facts["widths"]) if "widths" in facts else 1.0
+                for board, factor in BOARDS.items():
+                    ns = round(ms * factor * 1e6)
+                    told = {
+                        "run_id": f"{proposal.stage}{digest[:8]}{board}", "board_id": board,
+                        "campaign_id": proposal.campaign_id, "model_sha256": digest,
+                        "model_name": facts["name"], "runtime": "ort", "precision": "fp32",
+                        "threads": 1, "repeat": 0, "valid": True, "reasons": "", "p50_ns": ns,
+                        "latency_ns": [ns] * 5, "runtime_version": "1", "simulated": True,
+                    }  # fmt: skip
+                    rows.append(dict.fromkeys(COLUMNS) | told)
+        folder.mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_parquet(folder / "runs.parquet")
+        digest = hashlib.sha256((folder / "runs.parquet").read_bytes()).hexdigest()
+        (folder / "dataset.json").write_text(json.dumps({"runs_sha256": digest}))
+
+
+def compiled(asked, boards, place):
+    """The chosen widths, and the stages that were proposed on the way."""
+    place.mkdir(exist_ok=True)
+    proposals: list[Proposal] = []
+    while True:
+        data = place / "data" if proposals else None
+        outcome = compile_fleet(asked, data, place / "work", lambda *_: None)
+        if isinstance(outcome, Compiled):
+            break
+        proposals.append(outcome)
+        boards.answer(proposals, place / "data")
+    space = PruneSpace.from_json((place / "work" / "spaces" / f"{NAME}.json").read_text())
+    plan = PruningPlan.from_json((place / "work" / "plans" / f"{NAME}.json").read_text())
+    return plan.widths(space), [p.stage for p in proposals]
+
+
+def test_a_shape_on_which_the_surrogate_errs_is_found_out_before_it_is_chosen(tmp_path):
+    boards = Boards()
+    blind, stages = compiled(recipe(remeasure=0), boards, tmp_path / "blind")
+    assert stages == ["anchors", "samples"]
+    # What it chose was never measured, so nobody knew.
+    samples = read_json(tmp_path / "blind" / "work" / "proposals" / "samples" / "models.json")
+    assert list(blind) not in [facts["widths"] for facts in samples["models"].values()]
+    boards.trap = blind
+    found, stages = compiled(recipe(remeasure=2), boards, tmp_path / "rounds")
+    assert stages[:3] == ["anchors", "samples", "elites-1"]
+    assert boards.truth_ms(found) < 0.75 * boards.truth_ms(blind)
+    facts = read_json(tmp_path / "rounds" / "work" / "plans" / f"{NAME}.elites.json")
+    trapped = [fact for fact in facts if tuple(fact["widths"]) == blind]
+    assert len(trapped) == 1
+    for label, predicted in trapped[0]["predicted_ms_by_cluster"].items():
+        assert trapped[0]["measured_ms_by_cluster"][label] > 1.8 * predicted
+
+
+def test_used_up_board_minutes_end_the_rounds(tmp_path):
+    _, stages = compiled(recipe(remeasure=2, board_minutes=1e-6), Boards(), tmp_path / "poor")
+    assert stages == ["anchors", "samples"]
