@@ -20,9 +20,10 @@ from compiler.dataset import Runs
 from compiler.dense import check_start, train_dense
 from compiler.elites import (
     NothingToMeasureError,
-    board_minutes,
+    affordable,
     measured_shapes,
     propose_elites,
+    settled,
     stage,
     write_elite_facts,
 )
@@ -76,7 +77,8 @@ def compile_fleet(
     runs = measured(dataset, samples)
     if runs is None:
         return samples
-    shapes = _with_elites(work, recipe, dataset, before, samples, clusters, observe)
+    notes: list[str] = []
+    shapes = _with_elites(work, recipe, dataset, before, samples, clusters, notes, observe)
     runs = measured(dataset, *shapes)
     if runs is None:
         return shapes[-1]
@@ -85,7 +87,7 @@ def compile_fleet(
         write_elite_facts(work, name, shapes[1:], fleet)
         _shrink(work, recipe, name, fleet, observe)
         shutil.rmtree(work.resume(name), ignore_errors=True)
-    return emit(work, recipe, [*before, *shapes], runs, observe)
+    return emit(work, recipe, [*before, *shapes], runs, notes, observe)
 
 
 def _propose_anchors(work: WorkFolder, recipe: Recipe) -> Proposal:
@@ -146,17 +148,27 @@ def _with_elites(
     before: Sequence[Proposal],
     samples: Proposal,
     clusters: DeviceClusters,
+    notes: list[str],
     observe: Observe,
 ) -> list[Proposal]:
-    """The samples, and rounds of elites; none follows one that is not measured yet."""
+    """The samples, and rounds of elites; none follows one that is not measured yet.
+
+    Rounds end early where the surrogates turn out right, nothing new is found, or the board-minutes
+    are used up; of the last two notes tell.
+    """
     shapes = [samples]
+    representatives = clusters.representatives_
     for number in range(1, recipe.search.remeasure + 1):
         runs, all_runs = measured(dataset, *shapes), measured(dataset, *before, *shapes)
         if runs is None or all_runs is None:
             break
-        used = board_minutes(all_runs)
-        elites = _propose_elites(work, recipe, number, shapes, runs, clusters, used, observe)
-        if elites is None:
+        if number > 1 and settled(shapes[-1], runs, representatives):
+            break
+        most = affordable(recipe, all_runs, len(representatives))
+        try:
+            elites = _propose_elites(work, recipe, number, shapes, runs, clusters, most, observe)
+        except NothingToMeasureError as nothing:
+            notes.append(str(nothing))
             break
         shapes.append(elites)
     return shapes
@@ -169,10 +181,10 @@ def _propose_elites(
     shapes: Sequence[Proposal],
     runs: Runs,
     clusters: DeviceClusters,
-    used_minutes: float,
+    most: int | None,
     observe: Observe,
-) -> Proposal | None:
-    """None where a search finds nothing new, or the board-minutes are used up."""
+) -> Proposal:
+    """Raises NothingToMeasureError."""
     if has_proposal(work, stage(number)):
         return load_proposal(work, stage(number))
     fleets = {}
@@ -180,14 +192,8 @@ def _propose_elites(
         space, widths, held_out = _shapes_of(work, name, shapes)
         surrogates, _ = fit_fleet(space, widths, held_out, runs, clusters, recipe.seed)
         fleets[name] = _as_fleet(work, space, widths, runs, clusters, surrogates)
-    budget = recipe.measuring.board_minutes
-    left = None if budget is None else budget - used_minutes
     boards = list(clusters.representatives_.values())
-    try:
-        return propose_elites(work, recipe, number, fleets, boards, left, observe)
-    except NothingToMeasureError as nothing:
-        observe("elites", 1, 1, str(nothing))
-        return None
+    return propose_elites(work, recipe, number, fleets, boards, most, observe)
 
 
 def _shapes_of(

@@ -22,6 +22,9 @@ from compiler.shrink import first_search
 from compiler.targets.candidates import candidate
 from compiler.work import WorkFolder, write_json
 
+SETTLED = 0.03
+"""Relative error of the surrogates' favourite at which another round has nothing to correct."""
+
 
 def stage(number: int) -> str:
     """The name of a round's proposal; rounds count from 1."""
@@ -34,16 +37,19 @@ def propose_elites(
     number: int,
     fleets: Mapping[str, Fleet],
     boards: Sequence[str],
-    left_minutes: float | None,
+    most: int | None,
     observe: Observe,
 ) -> Proposal:
     """One round: the best shapes of a search for each network, none of them measured before.
 
-    left_minutes: of timed inferences on the boards, None for any; the elites that do not fit are
-    left out. Raises NothingToMeasureError where none fits or none is new.
+    most: shapes in all, None for as many as the recipe says; the networks' best come first. Raises
+    NothingToMeasureError where none is allowed or none is new.
     """
-    models: list[ProposedModel] = []
-    minutes = 0.0
+    if most == 0:
+        raise NothingToMeasureError(
+            f"the board-minutes are used up before round {number} of elites"
+        )
+    by_place: list[tuple[int, ProposedModel]] = []
     for name in recipe.networks:
         fleet = fleets[name]
         dense, pictures = load_dense(work, recipe, name), load_splits(recipe, name)
@@ -51,22 +57,21 @@ def propose_elites(
         result = first_search(job, fleet, job.folder / stage(number))
         fresh = [widths for widths in result.elites if widths not in fleet.measured]
         for place, widths in enumerate(fresh[: recipe.search.elites]):
-            cost = len(boards) * recipe.measuring.sample_repeats * _timed_minutes(recipe)
-            if left_minutes is not None and minutes + cost > left_minutes:
-                observe(f"elites {name}", place, len(fresh), "the board-minutes are used up")
-                break
-            minutes += cost
             network = materialise(name, fleet.space, widths, recipe.seed)
             model = candidate(recipe.runtime, network, example(fleet.space.input_shape))
             facts = {
                 "network": name,
                 "widths": widths,
                 "held_out": False,
+                "favourite": widths == result.widths,
                 "predicted_ms_by_cluster": fleet.by_cluster_ms(widths),
             }
-            models.append(ProposedModel(f"{slug(name)}-elite-{number}-{place}", model, facts))
+            by_place.append(
+                (place, ProposedModel(f"{slug(name)}-elite-{number}-{place}", model, facts))
+            )
+    models = [model for _, model in sorted(by_place, key=lambda pair: pair[0])][:most]
     if not models:
-        raise NothingToMeasureError(f"round {number} of elites has no new shape within its budget")
+        raise NothingToMeasureError(f"round {number} of elites has no new shape")
     repeats = recipe.measuring.sample_repeats
     return propose(work, recipe, stage(number), models, boards=boards, repeats=repeats)
 
@@ -75,14 +80,40 @@ class NothingToMeasureError(CompilerError):
     """A round without elites: the search goes on with what was measured."""
 
 
-def _timed_minutes(recipe: Recipe) -> float:
-    """Of one run, at most: the campaign's own bound on its timed loop."""
-    return recipe.measuring.max_seconds / 60
+def affordable(recipe: Recipe, runs: Runs, n_boards: int) -> int | None:
+    """How many more shapes the recipe's board-minutes allow; None for any number.
+
+    runs: all measured so far; one more run takes as long as one of them on average.
+    """
+    if recipe.measuring.board_minutes is None:
+        return None
+    used = board_minutes(runs)
+    of_shape = used / len(runs.runs) * n_boards * recipe.measuring.sample_repeats
+    return max(0, int((recipe.measuring.board_minutes - used) / of_shape))
 
 
 def board_minutes(runs: Runs) -> float:
     """Timed inferences of all runs; warm-up and transfers are not counted."""
     return sum(sum(run.latency_ms) for run in runs.runs) / 60_000
+
+
+def settled(proposal: Proposal, runs: Runs, representatives: Mapping[str, str]) -> bool:
+    """Whether every network's favourite of this round measured within SETTLED on every cluster.
+
+    Then the surrogates are right where the search looks, and it ends where it would anyway. A
+    network whose favourite was measured before counts as settled.
+    """
+    for model, facts in proposal.facts_by_model.items():
+        if not facts["favourite"]:
+            continue
+        widths = tuple(facts["widths"])
+        ms = measured_shapes({model: widths}, runs, representatives).get(widths)
+        if ms is None:
+            return False
+        for label, predicted_ms in facts["predicted_ms_by_cluster"].items():
+            if abs(ms[label] / predicted_ms - 1) > SETTLED:
+                return False
+    return True
 
 
 def measured_shapes(

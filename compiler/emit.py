@@ -49,10 +49,16 @@ def pruned(work: WorkFolder, recipe: Recipe, name: str) -> tuple[nn.Module, Prun
 
 
 def emit(
-    work: WorkFolder, recipe: Recipe, before: Sequence[Proposal], runs: Runs, observe: Observe
+    work: WorkFolder,
+    recipe: Recipe,
+    before: Sequence[Proposal],
+    runs: Runs,
+    notes: Sequence[str],
+    observe: Observe,
 ) -> Compiled:
+    """before, notes: what was proposed to measure, and what earlier stages have to tell."""
     artifacts: list[dict[str, Any]] = []
-    notes: list[str] = []
+    skipped: list[str] = []
     finals: list[ProposedModel] = []
     jobs = [(name, target) for name in recipe.networks for target in recipe.targets]
     for name in recipe.networks:
@@ -67,12 +73,12 @@ def emit(
                 ProposedModel(f"{slug(name)}-{role}", model, {"network": name, "role": role})
             )
         for target in recipe.targets:
-            observe("emit", len(artifacts) + len(notes), len(jobs), f"{name} as {target.kind}")
+            observe("emit", len(artifacts) + len(skipped), len(jobs), f"{name} as {target.kind}")
             try:
                 entry = _artifact(work, recipe, name, network, plan, target, example, runs)
                 artifacts.append(entry)
             except TargetError as error:
-                notes.append(f"{name}: {error}")
+                skipped.append(f"{name}: {error}")
     final = propose(
         work, recipe, "final", finals, boards=None, repeats=recipe.measuring.sample_repeats
     )
@@ -86,7 +92,7 @@ def emit(
             "networks": list(recipe.networks),
             "campaign_ids": [p.campaign_id for p in (*before, final)],
             "artifacts": artifacts,
-            "notes": notes,
+            "notes": [*notes, *skipped],
         },
     )
     return compiled(work)

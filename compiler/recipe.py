@@ -76,7 +76,8 @@ class Search(_Part):
     the proxy's drop is shared among them, every other number here and all fine-tuning epochs are
     each round's own; the last round that keeps max_accuracy_drop is taken.
     remeasure: how often the best shapes found so far, elites of each network, are measured on the
-    representatives and learned from before the last search; 0 trusts the surrogates alone.
+    representatives and learned from before the last search; 0 trusts the surrogates alone, and no
+    more follow once the favourites measure within 3 % of their predictions.
     objective: the fleet's mean latency, its 95th percentile over the boards, or the share of boards
     within slo_ms. slo_ms: network → ms of one inference; needed for slo, else it is only reported.
     """

@@ -14,6 +14,7 @@ from compiler.clusters import DeviceClusters
 from compiler.compile import Compiled, compile_fleet
 from compiler.proposals import Proposal
 from compiler.recipe import Recipe
+from compiler.work import read_json
 from device_agents.contract import StoppingRule
 from fleetcut import verbs
 from fleetcut.compiling import StageSteps
@@ -45,14 +46,14 @@ def run(
 ) -> Finished:
     """From boards to proven artifacts. Raises HarnessError or CompilerError; run again to go on."""
     dataset = work / "dataset"
-    measured: list[str] = []
+    measured = _measured_before(dataset)
     while True:
         with StageSteps(console) as observe:
             outcome = compile_fleet(recipe, dataset, work, observe)
         if isinstance(outcome, Compiled):
             break
         _measure(console, store, inventory, outcome)
-        measured.append(outcome.campaign_id)
+        measured = list(dict.fromkeys([*measured, outcome.campaign_id]))
         # Nothing that others measured into the same store.
         export(store, dataset, measured)
     for note in outcome.notes:
@@ -60,6 +61,12 @@ def run(
     _measure(console, store, inventory, outcome.final)
     refused = _prove(console, store, inventory, outcome)
     return Finished(outcome, refused)
+
+
+def _measured_before(dataset: Path) -> list[str]:
+    """Campaigns in the dataset that a run cut short left: stages go on from all of them."""
+    path = dataset / "dataset.json"
+    return list(read_json(path)["campaign_ids"]) if path.exists() else []
 
 
 def _measure(console: Console, store: Store, inventory: Inventory, proposal: Proposal) -> None:

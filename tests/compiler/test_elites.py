@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from compiler.compile import Compiled, compile_fleet
-from compiler.dataset import COLUMNS
+from compiler.dataset import COLUMNS, Run, Runs
+from compiler.elites import affordable, board_minutes
 from compiler.proposals import Proposal
 from compiler.pruning.widths import PruneSpace, PruningPlan
 from compiler.recipe import Measuring, Recipe, RecipeTarget, Search, Training
@@ -125,6 +126,34 @@ def test_a_shape_on_which_the_surrogate_errs_is_found_out_before_it_is_chosen(tm
         assert trapped[0]["measured_ms_by_cluster"][label] > 1.8 * predicted
 
 
-def test_used_up_board_minutes_end_the_rounds(tmp_path):
+def test_used_up_board_minutes_end_the_rounds_with_a_note(tmp_path):
     _, stages = compiled(recipe(remeasure=2, board_minutes=1e-6), Boards(), tmp_path / "poor")
     assert stages == ["anchors", "samples"]
+    (note,) = read_json(tmp_path / "poor" / "work" / "compiled.json")["notes"]
+    assert "board-minutes are used up before round 1" in note
+
+
+def test_surrogates_that_turn_out_right_end_the_rounds(tmp_path):
+    _, stages = compiled(recipe(remeasure=3), Boards(), tmp_path / "right")
+    assert stages == ["anchors", "samples", "elites-1"]
+
+
+def test_board_minutes_allow_what_is_left_of_them_at_the_pace_so_far():
+    runs = Runs(tuple(a_run(ms=[600.0] * 100) for _ in range(10)), "here", "0" * 64)
+    assert board_minutes(runs) == pytest.approx(10.0)
+    # Two repeats on three boards, a minute each: 6 of the 20 minutes left a shape.
+    assert affordable(recipe(remeasure=1, board_minutes=30.0), runs, 3) == 3
+    assert affordable(recipe(remeasure=1, board_minutes=9.0), runs, 3) == 0
+    assert affordable(recipe(remeasure=1), runs, 3) is None
+
+
+def a_run(ms):
+    words = dict.fromkeys(("run_id", "campaign_id", "board_id", "model_sha256", "model_name"), "x")
+    unread = dict.fromkeys(
+        ("temp_c_before", "temp_c_max", "freq_khz", "effective_freq_khz", "governor", "throttled",
+         "board_model", "cores", "runtime_version")
+    )  # fmt: skip
+    return Run(
+        **words, **unread, runtime="ort", precision="fp32", threads=1, repeat=0, valid=True,
+        reasons=(), p50_ms=ms[0], latency_ms=tuple(ms), simulated=True,
+    )  # fmt: skip
