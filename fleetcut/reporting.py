@@ -165,6 +165,7 @@ def _network(
             for fit in compiled.facts("surrogates", f"{name}.json")
         ),
         costs=_costs(compiled, name),
+        elites=_elites(compiled, name),
         search_history=tuple(schema.SearchPoint(**point) for point in search["history"]),
         objective=search["objective"]["name"],
         slo_ms=search["objective"]["slo_ms"],
@@ -187,6 +188,21 @@ def _costs(compiled: Compiled, name: str) -> tuple[schema.CostFit, ...]:
         return ()
     facts = compiled.facts("surrogates", f"{name}.costs.json")
     return tuple(schema.CostFit(**fit) for fit in facts if "missing" not in fit)
+
+
+def _elites(compiled: Compiled, name: str) -> tuple[schema.EliteFit, ...]:
+    """Of each round and cluster; nothing where no round was asked for."""
+    if not (compiled.work / "plans" / f"{name}.elites.json").exists():
+        return ()
+    errors: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for fact in compiled.facts("plans", f"{name}.elites.json"):
+        predicted = fact["predicted_ms_by_cluster"]
+        for cluster, ms in fact["measured_ms_by_cluster"].items():
+            errors[fact["round"], cluster].append(abs(predicted[cluster] / ms - 1))
+    return tuple(
+        schema.EliteFit(number, cluster, len(of), statistics.fmean(of), max(of))
+        for (number, cluster), of in sorted(errors.items())
+    )
 
 
 def _summary(

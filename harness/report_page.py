@@ -264,6 +264,7 @@ def _cluster_names(report: Report) -> list[str]:
     names = {b.cluster for b in report.boards}
     names |= {fit.cluster for network in report.networks for fit in network.surrogates}
     names |= {cost.cluster for network in report.networks for cost in network.costs}
+    names |= {fit.cluster for network in report.networks for fit in network.elites}
     names |= {proof.cluster for artifact in report.artifacts for proof in artifact.proofs}
     return sorted((n for n in names if n is not None), key=numbers.natural)
 

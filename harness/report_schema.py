@@ -98,6 +98,20 @@ class CostFit:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EliteFit:
+    """A round's best shapes on one cluster: predicted before they were measured. Errors: fractions.
+
+    round: from 1. n_shapes: those that the cluster's representative answered.
+    """
+
+    round: Count
+    cluster: str
+    n_shapes: Count
+    mape: Annotated[float, Field(ge=0)]
+    worst: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class SearchPoint:
     """The best predicted fleet-mean latency after so many evaluations."""
 
@@ -141,6 +155,7 @@ class Network:
     groups: tuple[WidthGroup, ...] = ()
     surrogates: tuple[SurrogateFit, ...] = ()
     costs: tuple[CostFit, ...] = ()
+    elites: tuple[EliteFit, ...] = ()
     search_history: tuple[SearchPoint, ...] = ()
     objective: Literal["mean", "p95", "slo"] = "mean"
     slo_ms: Ms | None = None

@@ -40,7 +40,7 @@ from harness.report import (
     read_report,
     write_report,
 )
-from harness.report_schema import Contender, dump_report, parse_report
+from harness.report_schema import Contender, EliteFit, dump_report, parse_report
 
 PROVENANCE = Provenance(
     "0.1.0", "x86_64, 2 cores, Linux 6.1", 7, "2025-11-21T02:55:00+00:00", 312.4
@@ -375,6 +375,21 @@ def test_energy_and_memory_stand_beside_latency_where_they_were_fitted() -> None
     assert "energy, mJ" in text
     assert "peak memory, MB" in text
     assert "3.1" in text
+
+
+def test_elites_stand_with_their_error_where_they_were_measured() -> None:
+    elites = (EliteFit(1, "A", 4, 0.052, 0.101), EliteFit(2, "A", 3, 0.011, 0.02))
+    report = Report(
+        title="t",
+        simulated=True,
+        provenance=PROVENANCE,
+        summary=Summary(boards=1, clusters=1),
+        networks=(Network("net", elites=elites), Network("bare")),
+    )
+    text = Elements(rendered(report)).text
+    assert "Elites of net" in text
+    assert "Elites of bare" not in text
+    assert "5.2" in text
 
 
 def test_the_search_stands_beside_its_baselines() -> None:
