@@ -6,6 +6,7 @@ would say, for no reason that shows in any feature.
 
 import hashlib
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -68,6 +69,12 @@ class Boards:
     def __init__(self):
         self.trap = None
 
+    def ms(self, facts):
+        """Of a model: a shape, a rung of a ladder in blocks of 8 channels, or an anchor."""
+        if "widths" in facts:
+            return self.truth_ms(facts["widths"])
+        return 0.3 + 0.02 * math.ceil(facts["width"] / 8) if "kind" in facts else 1.0
+
     def truth_ms(self, widths):
         return (0.5 + sum(widths) / 100) * (2 if tuple(widths) == self.trap else 1)
 
@@ -75,7 +82,7 @@ class Boards:
         rows = []
         for proposal in proposals:
             for digest, facts in proposal.facts_by_model.items():
-                ms = self.truth_ms(facts["widths"]) if "widths" in facts else 1.0
+                ms = self.ms(facts)
                 for board, factor in BOARDS.items():
                     ns = round(ms * factor * 1e6)
                     told = {
@@ -124,6 +131,24 @@ def test_a_shape_on_which_the_surrogate_errs_is_found_out_before_it_is_chosen(tm
     assert len(trapped) == 1
     for label, predicted in trapped[0]["predicted_ms_by_cluster"].items():
         assert trapped[0]["measured_ms_by_cluster"][label] > 1.8 * predicted
+
+
+def test_widths_are_legal_where_the_boards_kernels_work_in_whole_blocks(tmp_path):
+    asked = recipe(remeasure=0).model_copy(update={"width_step": None})
+    boards, work, data = Boards(), tmp_path / "work", tmp_path / "data"
+    proposals: list[Proposal] = []
+    while not proposals or proposals[-1].stage != "samples":
+        where = data if proposals else None
+        proposals.append(compile_fleet(asked, where, work, lambda *_: None))
+        boards.answer(proposals, data)
+    assert [p.stage for p in proposals] == ["anchors", "ladders", "samples"]
+    assert len(proposals[1].facts_by_model) <= 40
+    found = read_json(work / "staircases.json")
+    assert [of["conv"]["step"] for of in found.values()] == [8, 8]
+    assert len(found["c0"]["conv"]["ms"]) == len(found["c0"]["conv"]["widths"])
+    space = PruneSpace.from_json((work / "spaces" / f"{NAME}.json").read_text())
+    # 16 channels in blocks of 8 would leave two widths.
+    assert space.widths_by_group == ((4, 8, 12, 16), (8, 16, 24, 32), (8, 16, 24, 32))
 
 
 def test_used_up_board_minutes_end_the_rounds_with_a_note(tmp_path):
