@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.targets.built import TargetError
-from compiler.targets.fast_tflite_ops import EMITTERS, FUSED, UnsupportedError
+from compiler.targets.fast_tflite_ops import EMITTERS, FUSED, NOTHING, UnsupportedError
 from compiler.targets.fast_tflite_writer import FlatbufferWriter
 from compiler.targets.onnx import fast_onnx
 from device_agents.contract.artifacts import Target
@@ -55,7 +55,7 @@ def tflite_of_onnx(model: bytes) -> bytes:
 
 
 def _emit(graph: Any, writer: FlatbufferWriter, weights: dict[str, np.ndarray]) -> None:
-    """Every node once, in the graph's order; a fused activation goes with what it follows."""
+    """Every node once, in the graph's order; what is fused goes with what it follows."""
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
@@ -67,13 +67,13 @@ def _emit(graph: Any, writer: FlatbufferWriter, weights: dict[str, np.ndarray]) 
         emit = EMITTERS.get(node.op_type)
         if emit is None:
             raise UnsupportedError(f"operator {node.op_type} is not among {sorted(EMITTERS)}")
-        out, activation = node.output[0], "NONE"
+        out, fused = node.output[0], NOTHING
         following = readers.get(out, [])
         if len(following) == 1 and node.op_type in FUSED:
-            activation = FUSED[node.op_type](following[0], weights)
-            if activation != "NONE":
+            fused = FUSED[node.op_type](following[0], weights)
+            if fused != NOTHING:
                 out = following[0].output[0]
-        emit(writer, node, out, activation, weights)
+        emit(writer, node, out, fused, weights)
         done |= {node.output[0], out}
 
 

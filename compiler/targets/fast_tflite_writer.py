@@ -6,12 +6,15 @@ interpreter since TensorFlow 2.0 loads. It knows the file format and no network.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
+
+from compiler.targets.tflite import packed
 
 Shape = tuple[int, ...]
 
@@ -24,8 +27,7 @@ _TYPES = {
 class FlatbufferWriter:
     """Collects one subgraph. Names are the graph's own; they are not written.
 
-    shapes: of every named tensor, channels last. flattened: of tensors that are a picture's rows,
-    the picture's shape.
+    shapes: of every named tensor, channels last.
     """
 
     def __init__(self) -> None:
@@ -35,8 +37,8 @@ class FlatbufferWriter:
         self._buffers: list[Any] = [schema.BufferT()]  # the first one is empty by convention
         self._index: dict[str, int] = {}
         self._inputs: list[int] = []
+        self._constants: dict[tuple[str, Shape, bytes], int] = {}
         self.shapes: dict[str, Shape] = {}
-        self.flattened: dict[str, Shape] = {}
 
     def add_input(self, name: str, shape: Shape) -> None:
         """float32."""
@@ -49,12 +51,23 @@ class FlatbufferWriter:
         return self._index[name]
 
     def add_constant(self, values: NDArray[Any]) -> int:
-        """float32 or int32. Returns its index."""
-        values = np.ascontiguousarray(values)
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.tobytes(), dtype=np.uint8)
-        self._buffers.append(buffer)
-        return self._append(values.shape, _TYPES[values.dtype], len(self._buffers) - 1)
+        """float32 or int32. Returns its index.
+
+        Equal values are written once: layers may share a matrix, as an anchor's do.
+        """
+        data = values.tobytes()
+        key = (values.dtype.str, values.shape, hashlib.sha256(data).digest())
+        if key not in self._constants:
+            buffer = schema.BufferT()
+            buffer.data = data
+            self._buffers.append(buffer)
+            position = len(self._buffers) - 1
+            self._constants[key] = self._append(values.shape, _TYPES[values.dtype], position)
+        return self._constants[key]
+
+    def add_alias(self, name: str, of: str) -> None:
+        """One more name for a tensor."""
+        self._index[name], self.shapes[name] = self._index[of], self.shapes[of]
 
     def index(self, name: str) -> int:
         return self._index[name]
@@ -80,8 +93,6 @@ class FlatbufferWriter:
 
     def finish(self, output: str) -> bytes:
         """The whole file."""
-        import flatbuffers  # type: ignore[import-untyped]
-
         graph = schema.SubGraphT()
         graph.name = b"main"
         graph.tensors, graph.operators = self._tensors, self._operators
@@ -92,9 +103,7 @@ class FlatbufferWriter:
         model.description = b"fleetcut candidate"
         model.operatorCodes = [_operator_code(code) for code in self._codes]
         model.subgraphs, model.buffers = [graph], self._buffers
-        builder = flatbuffers.Builder(1024 + sum(len(b.data) for b in self._buffers[1:]))
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return packed(model)
 
     def _append(self, shape: Sequence[int], kind: int, buffer: int) -> int:
         tensor = schema.TensorT()

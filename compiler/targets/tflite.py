@@ -7,7 +7,7 @@ model.tflite, whose input is (1, H, W, C).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+ALIGNMENT = 16
+"""Bytes; of Buffer.data in tensorflow/lite/schema/schema.fbs."""
 
 
 def build_tflite(network: nn.Module, example: Tensor, out: Path, target: Target) -> BuiltModel:
@@ -78,7 +81,6 @@ def with_weights_inside(model: bytes) -> bytes:
     Converters may put weights behind the flatbuffer (Buffer.offset), which tflite-runtime up to
     2.13 cannot read ("Input tensor N lacks data").
     """
-    import flatbuffers  # type: ignore[import-untyped]
     from ai_edge_litert import schema_py_generated as schema
 
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
@@ -88,9 +90,41 @@ def with_weights_inside(model: bytes) -> bytes:
     for buffer in outside:
         buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
-    builder = flatbuffers.Builder(len(model) + 4096)
-    builder.Finish(parsed.Pack(builder), b"TFL3")
+    return packed(parsed)
+
+
+def packed(model: Any) -> bytes:
+    """The file of a schema.ModelT.
+
+    Every buffer starts at a multiple of ALIGNMENT, as TFLite's schema asks (force_align), which
+    the Python classes generated from it do not do.
+    """
+    import flatbuffers  # type: ignore[import-untyped]
+
+    model.buffers = [_Aligned(buffer) for buffer in model.buffers]
+    size = sum(len(buffer.data) for buffer in model.buffers)
+    builder = flatbuffers.Builder(size + 4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+class _Aligned:
+    """A schema.BufferT that is written aligned; its data lie inside the flatbuffer."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.data = b"" if buffer.data is None else bytes(buffer.data)
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802  # what ModelT.Pack calls
+        from ai_edge_litert import schema_py_generated as schema
+
+        if self.data:
+            # The vector is built back to front: its length is to lie just before a multiple.
+            builder.Prep(ALIGNMENT, len(self.data))
+            data = builder.CreateByteVector(self.data)
+        schema.BufferStart(builder)
+        if self.data:
+            schema.BufferAddData(builder, data)
+        return int(schema.BufferEnd(builder))
 
 
 def _convert(network: nn.Module, example: Tensor, path: Path) -> None:
