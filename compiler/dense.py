@@ -16,6 +16,7 @@ from compiler.fine_tuning import Observe, train_settings, watched
 from compiler.loading import load_splits
 from compiler.pruning.groups import trace
 from compiler.recipe import Recipe
+from compiler.targets.candidates import candidate
 from compiler.training import evaluate, train
 from compiler.work import WorkFolder, read_json, write_json, write_text
 
@@ -25,7 +26,7 @@ def train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) -
         return
     splits = load_splits(recipe, name)
     network = networks.build(name, recipe.seed)
-    # Before it is trained: what cannot be pruned is told at once.
+    # Before it is trained: what cannot be pruned or measured is told at once.
     space = trace(
         network,
         networks.input_shape(name),
@@ -33,6 +34,7 @@ def train_dense(work: WorkFolder, recipe: Recipe, name: str, observe: Observe) -
         width_step=recipe.width_step or 1,
         min_fraction=recipe.min_width_fraction,
     )
+    candidate(recipe.runtime, network, splits.val_x[:1])
     _check_classes(network, splits, name)
     start = _start(recipe, name)
     file_sha256 = started_from = None

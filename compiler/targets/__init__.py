@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from compiler.targets.built import ATOL_FP32, Builder, BuiltFile, BuiltModel, TargetError
 from compiler.targets.executable import build_executable
+from compiler.targets.fast_tflite import fast_tflite
 from compiler.targets.onnx import build_onnx, fast_onnx
 from compiler.targets.tflite import build_tflite
 
@@ -30,4 +31,5 @@ __all__ = [
     "build_onnx",
     "build_tflite",
     "fast_onnx",
+    "fast_tflite",
 ]

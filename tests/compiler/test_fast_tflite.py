@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from compiler import networks
 from compiler.anchors import write_anchors
+from compiler.dense import train_dense
 from compiler.pruning.groups import trace
 from compiler.pruning.surgery import materialise
+from compiler.recipe import Recipe, RecipeTarget
 from compiler.targets import TargetError
 from compiler.targets.candidates import SUFFIX, candidate, from_onnx
 from compiler.targets.fast_tflite import PORTABLE, fast_tflite
 from compiler.targets.onnx import run_onnx
 from compiler.targets.tflite import ALIGNMENT, build_tflite, run_tflite
+from compiler.work import WorkFolder
 from device_agents.runtimes.ort import OrtRunner
 from device_agents.runtimes.tflite import TfliteRunner
 
@@ -212,3 +215,25 @@ def test_what_it_does_not_know_it_refuses(layer: nn.Module, said: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), layer).eval()
     with pytest.raises(TargetError, match=f"{said}.*build_tflite"):
         fast_tflite(network, torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_that_cannot_be_measured_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holes.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    holes = nn.Conv2d(3, 16, 3, dilation=2), nn.Conv2d(16, 16, 3)\n"
+        "    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)\n"
+        "    return nn.Sequential(*holes, *head)\n"
+        "net.input_shape = (3, 32, 32)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    here = RecipeTarget(kind="tflite", name="here", machine="x86_64")
+    recipe = Recipe(
+        version=1, name="t", networks=("holes:net",), seed=0, runtime="tflite", targets=(here,)
+    )
+    told: list[object] = []
+    with pytest.raises(TargetError, match="Conv with dilation"):
+        train_dense(WorkFolder(tmp_path, recipe), recipe, "holes:net", lambda *s: told.append(s))
+    assert told == []
