@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.pruning_latency_fleet import fleet_contest
 from benchmarks.pruning_latency_search import Band, Bench, Study
-from benchmarks.result import Bar, finish, parser
+from benchmarks.result import Bar, finish, parser, write
 from benchmarks.torch_pruning_contenders import contenders
 from compiler.pruning.objectives import BoardRatios, make_objective
 from compiler.pruning.widths import Widths
@@ -111,6 +111,7 @@ def main() -> int:
             found = contest(bench, runtime, asked.seed, asked.quick)
             rows += found
             bars += bars_of(found, least_gain)
+            write("pruning_latency", rows, bars, asked.json)
     if not asked.no_fleet and not asked.quick:
         name = FLEET_NETWORK
         bench = Bench(name, Band.of(name, CASES[name][0], BAND_FRACTION))

@@ -56,24 +56,32 @@ def finish(
     name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], out: Path | None
 ) -> int:
     """Print the table and the bars, write the document, and return the exit status."""
-    columns = list(rows[0]) if rows else []
-    cells = [[_cell(row[c]) for c in columns] for row in rows]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
     for line in (columns, *cells):
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
     for bar in bars:
         state = "holds" if bar.holds else "DOES NOT HOLD"
         print(f"{bar.what}: {bar.value:.4g} {bar.op} {bar.limit:g}: {state}")
-    if out is not None:
-        document = {
-            "name": name,
-            "machine": machine(),
-            "rows": list(rows),
-            "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write(name, rows, bars, out)
     return 0 if all(bar.holds for bar in bars) else 1
+
+
+def write(
+    name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], out: Path | None
+) -> None:
+    """The document alone: a long benchmark writes what it has after every part."""
+    if out is None:
+        return
+    document = {
+        "name": name,
+        "machine": machine(),
+        "rows": list(rows),
+        "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
