@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.targets.built import TargetError
-from compiler.targets.fast_tflite_ops import EMITTERS, FUSED, NOTHING, UnsupportedError
-from compiler.targets.fast_tflite_writer import FlatbufferWriter
 from compiler.targets.onnx import fast_onnx
 from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from compiler.targets.fast_tflite_writer import FlatbufferWriter
 
 PORTABLE = Target(name="tflite", machine="any", os="any", runtime="tflite")
 """What a candidate is made for before any board is chosen."""
@@ -39,6 +39,9 @@ def tflite_of_onnx(model: bytes) -> bytes:
     """The same for a canonical ONNX model (onnx_graph.canonical_onnx). Raises TargetError."""
     import onnx
 
+    from compiler.targets.fast_tflite_ops import UnsupportedError
+    from compiler.targets.fast_tflite_writer import FlatbufferWriter
+
     graph = onnx.load_model_from_string(model).graph
     writer = FlatbufferWriter()
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -56,6 +59,8 @@ def tflite_of_onnx(model: bytes) -> bytes:
 
 def _emit(graph: Any, writer: FlatbufferWriter, weights: dict[str, np.ndarray]) -> None:
     """Every node once, in the graph's order; what is fused goes with what it follows."""
+    from compiler.targets.fast_tflite_ops import EMITTERS, FUSED, NOTHING, UnsupportedError
+
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
