@@ -6,14 +6,12 @@ fine-tuned; which channels go is torch-pruning's own doing, only the ratio is so
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from benchmarks.torch_pruning_contenders import LEAST_FRACTION, read_widths
+from benchmarks.torch_pruning_contenders import LEAST_FRACTION, cut_network, read_widths
 from compiler.pruning.widths import PruneSpace, Widths
 
 SCOPES = ("uniform", "global")
@@ -91,43 +89,3 @@ def _heaviest(name: str, space: PruneSpace, cut: Cut, band: tuple[float, float])
         macs = judged(heavy, light, n_first)
         few, many = (n_first, many) if macs > band[1] else (few, n_first)
     return best
-
-
-def cut_network(
-    network: nn.Module,
-    space: PruneSpace,
-    ratio: float,
-    scope: str,
-    importance: str,
-    rounding: int | None,
-    first: tuple[float, int] = (0.0, 0),
-) -> nn.Module:
-    """A copy that torch-pruning cut, its last layer left alone.
-
-    first: (another ratio, for how many layers from the input on).
-    """
-    import torch_pruning
-
-    cut = copy.deepcopy(network).to("cpu").eval()
-    layers = [m for m in cut.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    pruner, score = torch_pruning.pruner.BasePruner, torch_pruning.importance
-    judge = score.GroupMagnitudeImportance(p=2)
-    if importance == "bn-scale":
-        pruner, judge = torch_pruning.pruner.BNScalePruner, score.BNScaleImportance()
-    pruner(
-        cut,
-        (torch.zeros(1, *space.input_shape),),
-        importance=judge,
-        global_pruning=scope == "global",
-        pruning_ratio=ratio,
-        max_pruning_ratio=1 - LEAST_FRACTION,
-        pruning_ratio_dict=dict.fromkeys(layers[: first[1]], first[0]),
-        ignored_layers=layers[-1:],
-        round_to=rounding,
-        # Its defaults are dicts that all pruners of a process would share.
-        in_channel_groups={},
-        out_channel_groups={},
-        num_heads={},
-        channel_groups={},
-    ).step()
-    return cut

@@ -6,6 +6,7 @@ how it cuts (uniform, global) and rounds is torch-pruning's own doing, only the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,8 +33,9 @@ class Contender:
 
 
 def contenders(name: str, space: PruneSpace, least: float, most: float) -> Iterator[Contender]:
-    """Uniform and global pruning by magnitude, at each rounding; the lightest of the band.
+    """Uniform and global pruning by L1 norm, at each rounding; the lightest of the band.
 
+    Of seed 0's untrained weights, as everything in that benchmark: global pruning ranks these.
     least, most: multiply-accumulates of the whole network.
     """
     for scope in ("uniform", "global"):
@@ -99,28 +101,50 @@ def cut_widths(
 
     first: (another ratio, for how many layers from the input on).
     """
+    network = networks.build(name, 0)
+    return read_widths(cut_network(network, space, ratio, scope, "l1", rounding, first), space)
+
+
+def cut_network(
+    network: nn.Module,
+    space: PruneSpace,
+    ratio: float,
+    scope: str,
+    importance: str,
+    rounding: int | None,
+    first: tuple[float, int] = (0.0, 0),
+) -> nn.Module:
+    """A copy that torch-pruning cut, its last layer left alone.
+
+    scope: "uniform" or "global". importance: "l1", "magnitude" (L2) or "bn-scale".
+    first: (another ratio, for how many layers from the input on).
+    """
     import torch_pruning
 
-    network = networks.build(name, 0).eval()
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    pruner = torch_pruning.pruner.MagnitudePruner(
-        network,
-        (torch.zeros(1, *networks.input_shape(name)),),
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=1),
+    cut = copy.deepcopy(network).to("cpu").eval()
+    layers = [m for m in cut.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    pruner, score = torch_pruning.pruner.BasePruner, torch_pruning.importance
+    if importance == "bn-scale":
+        pruner, judge = torch_pruning.pruner.BNScalePruner, score.BNScaleImportance()
+    else:
+        judge = score.GroupMagnitudeImportance(p={"l1": 1, "magnitude": 2}[importance])
+    pruner(
+        cut,
+        (torch.zeros(1, *space.input_shape),),
+        importance=judge,
         global_pruning=scope == "global",
         pruning_ratio=ratio,
         max_pruning_ratio=1 - LEAST_FRACTION,
         pruning_ratio_dict=dict.fromkeys(layers[: first[1]], first[0]),
         ignored_layers=layers[-1:],
         round_to=rounding,
+        # Its defaults are dicts that all pruners of a process would share.
         in_channel_groups={},
         out_channel_groups={},
         num_heads={},
-        head_pruning_ratio_dict={},
         channel_groups={},
-    )
-    pruner.step()
-    return read_widths(network, space)
+    ).step()
+    return cut
 
 
 def read_widths(network: nn.Module, space: PruneSpace) -> Widths:
