@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compiler.clusters import DeviceClusters
-from compiler.dataset import Runs
+from compiler.dataset import Runs, lower_median
 from compiler.errors import CompilerError
 from compiler.features import layer_kind
 from compiler.fine_tuning import Observe
@@ -123,7 +123,9 @@ def _staircases(
             if run.model_sha256 == model and run.board_id == board_id and run.valid
         ]
         if p50s:
-            points.setdefault(str(facts["kind"]), []).append((int(facts["width"]), min(p50s)))
+            points.setdefault(str(facts["kind"]), []).append(
+                (int(facts["width"]), lower_median(p50s))
+            )
     found: dict[str, dict[str, object]] = {}
     for kind, of_kind in points.items():
         widths = [width for width, _ in sorted(of_kind)]
@@ -163,9 +165,7 @@ def _kinds_that_matter(space: PruneSpace, group: str) -> set[str]:
     work: dict[str, int] = {}
     for layer, c_in, c_out in space.layer_channels(space.dense_widths):
         if group in (layer.in_group, layer.out_group):
-            fan_in = 1 if layer.kind == "depthwise" else c_in * layer.in_repeat
-            macs = fan_in * c_out * layer.kernel_area * layer.out_positions
-            work[layer_kind(layer)] = work.get(layer_kind(layer), 0) + macs
+            work[layer_kind(layer)] = work.get(layer_kind(layer), 0) + layer.macs(c_in, c_out)
     least = MATTERS * sum(work.values())
     # A depthwise layer multiplies little and yet takes time: it waits for memory.
     return {kind for kind, macs in work.items() if macs >= least or kind == "depthwise"}

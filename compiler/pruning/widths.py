@@ -58,6 +58,11 @@ class LayerShape:
     out_positions: int
     in_repeat: int = 1
 
+    def macs(self, c_in: int, c_out: int) -> int:
+        """Multiply-accumulates of one inference at these channels."""
+        fan_in = 1 if self.kind == "depthwise" else c_in * self.in_repeat
+        return fan_in * c_out * self.kernel_area * self.out_positions
+
 
 @dataclass(frozen=True)
 class PruneSpace:
@@ -115,11 +120,7 @@ class PruneSpace:
 
     def macs(self, widths: Sequence[int]) -> int:
         """Multiply-accumulates of one inference at these widths."""
-        total = 0
-        for layer, c_in, c_out in self.layer_channels(widths):
-            fan_in = 1 if layer.kind == "depthwise" else c_in * layer.in_repeat
-            total += fan_in * c_out * layer.kernel_area * layer.out_positions
-        return total
+        return sum(layer.macs(c_in, c_out) for layer, c_in, c_out in self.layer_channels(widths))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
