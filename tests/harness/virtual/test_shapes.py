@@ -125,16 +125,17 @@ def test_a_board_of_another_shape_slows_networks_unequally(
         measure(store, inventory, anchors, f"shapes-{attempt}", 1)
         times = slowdowns(store, f"shapes-{attempt}", spec.planted(), list(anchors))
         memory, runtime = times[MEMORY_BOUND], times[RUNTIME_BOUND]
-        if (
+        unequal = (
             # Weights and activations beyond the cache cost more, arithmetic within it does not.
             memory["anchor-linear"] > 1.25 * memory["anchor-conv"]
             and memory["anchor-memory"] > 1.25 * memory["anchor-conv"]
             # Eighty operators cost more than six of twice the latency.
             and runtime["anchor-depthwise"] > 1.25 * runtime["anchor-conv"]
             and runtime["anchor-conv"] < 1.3
-        ):
-            return
-    pytest.fail(f"slowdowns over nominal: {times}")
+        )
+        if unequal:
+            break
+    assert unequal, f"slowdowns over nominal: {times}"
 
 
 @pytest.mark.slow
@@ -150,6 +151,8 @@ def test_clusters_tell_shape_from_scale(
         runs = undisturbed(read_runs(tmp_path / f"{attempt}", include_invalid=True))
         clusters = DeviceClusters().fit(anchor_latencies(runs, list(anchors)))
         truth = [planted[board] for board in clusters.board_ids_]
-        if adjusted_rand_score(truth, clusters.labels_) == 1.0:
-            return
-    pytest.fail(f"{dict(zip(clusters.board_ids_, clusters.labels_, strict=True))} of {planted}")
+        agreement = adjusted_rand_score(truth, clusters.labels_)
+        if agreement == 1.0:
+            break
+    found = dict(zip(clusters.board_ids_, clusters.labels_, strict=True))
+    assert agreement == 1.0, f"{found} of {planted}"
