@@ -40,6 +40,10 @@ class BoardState:
     freq_khz_by_policy: (policy name, kHz) as cpufreq *reports* it.
     effective_freq_khz: what a calibrated loop *measured*; None where it was not run.
     power_mw: the board's own draw. throttled: True when the firmware or kernel caps the clock now.
+    under_voltage: True when the firmware or a sensor sees too low a supply voltage now.
+    power_mw_by_rail: (rail, mW) where a power monitor names its rails.
+    power_mode: the active nvpmodel mode. power_source: "mains" or "battery".
+    cpu_busy_ns: time that all CPUs together have worked since boot, for whomever.
     """
 
     monotonic_ns: int
@@ -50,6 +54,11 @@ class BoardState:
     battery_pct: Optional[float] = None
     power_mw: Optional[int] = None
     throttled: Optional[bool] = None
+    under_voltage: Optional[bool] = None
+    power_mw_by_rail: Tuple[Tuple[str, Optional[int]], ...] = ()
+    power_mode: Optional[str] = None
+    power_source: Optional[str] = None
+    cpu_busy_ns: Optional[int] = None
 
     def temp_c(self) -> Optional[float]:
         """The hottest readable zone in °C; None when no zone can be read."""

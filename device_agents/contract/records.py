@@ -90,7 +90,8 @@ class RunSpec:
     runtime: a key of the agent's RUNTIMES ("ort", "tflite", "executable"). model_sha256 names the
     blob that the runtime loads; with artifact_id it is the model file of that installed artifact,
     run from the artifact's own folder. input_seed draws the input where ``golden`` is None.
-    repeat tells equal cells of one campaign apart.
+    repeat tells equal cells of one campaign apart. operators: time each operator too, in a pass of
+    its own after the timed loop.
     timeout_s bounds the whole run on the board, load and warm-up included.
     """
 
@@ -106,6 +107,7 @@ class RunSpec:
     golden: Optional[GoldenCheck] = None
     input_seed: int = 0
     repeat: int = 0
+    operators: bool = False
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -141,6 +143,9 @@ class MeasurementRecord:
     max_abs_err: largest deviation from the golden output, None without a GoldenCheck.
     peak_rss_bytes: the most that the measuring process had resident from the model's load on; it
     includes the runtime, the interpreter and what earlier runs left there. None: unreadable.
+    timed_ns: length of the timed loop. cpu_own_ns: CPU time of the measuring process in it, all
+    threads. cpu_wait_ns: how long its threads were ready to run in it and had to wait for a CPU.
+    operators: (operator, mean ns an inference) where the spec asked for it, in order of execution.
     started_unix_ns: the board's wall clock, for the reader only; nothing is computed from it.
     """
 
@@ -160,6 +165,10 @@ class MeasurementRecord:
     latency_ns: Tuple[int, ...] = ()
     max_abs_err: Optional[float] = None
     peak_rss_bytes: Optional[int] = None
+    timed_ns: Optional[int] = None
+    cpu_own_ns: Optional[int] = None
+    cpu_wait_ns: Optional[int] = None
+    operators: Tuple[Tuple[str, int], ...] = ()
     verdict: Optional[Verdict] = None
     error: Optional[RunError] = None
 
