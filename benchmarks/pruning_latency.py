@@ -35,7 +35,6 @@ CASES = {  # network: (budget as a fraction of dense, or in multiply-accumulates
 FLEET_NETWORK = "mobilenet_v2"
 LEAST_SPEEDUP = 2.86
 """HDAP's headline for ResNet50 at 1.0 G (arXiv 2501.15240): mean over a fleet of one SKU."""
-STEP = {"ort": 16, "litert": 8}
 ROUNDS = 60
 
 
@@ -49,7 +48,7 @@ def contest(bench: Bench, runtime: str, seed: int, quick: bool) -> list[dict[str
         else:
             shapes[peer.name] = peer.widths
     boards = {runtime: bench.board(runtime)}
-    study = Study(bench, boards, step=STEP[runtime], seed=seed, quick=quick)
+    study = Study(bench, boards, seed=seed, quick=quick)
     found = study.find_shape(make_objective("mean", BoardRatios([np.ones(1)])))
     shapes["fleetcut"] = found.widths
     ms = bench.measure(runtime, list(shapes.values()), ROUNDS // (3 if quick else 1))
@@ -66,6 +65,7 @@ def contest(bench: Bench, runtime: str, seed: int, quick: bool) -> list[dict[str
             "p75_ms": float(high[i]),
             "speedup": p50["dense"] / p50[contender],
             "predicted_ms": found.predicted_ms if contender == "fleetcut" else None,
+            "width_step": study.step if contender == "fleetcut" else None,
             "widths": list(widths),
             "seed": seed,
         }

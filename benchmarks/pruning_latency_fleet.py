@@ -35,7 +35,6 @@ KINDS = {"clock-bound (simulated)": 0.4, "memory-bound (simulated)": 0.3, "LiteR
 BOARDS = 400
 SPREAD = 0.05
 """Standard deviation between boards of one kind, of the logarithm (simulated)."""
-STEP = 8
 ROUNDS = 41
 
 
@@ -44,7 +43,7 @@ def fleet_contest(bench: Bench, seed: int, quick: bool) -> tuple[list[dict[str, 
     ratios = fleet_ratios(seed)
     fleet = BoardRatios(list(ratios.values()))
     with boards(bench) as kinds:
-        study = Study(bench, kinds, step=STEP, seed=seed, quick=quick)
+        study = Study(bench, kinds, seed=seed, quick=quick)
         plans: dict[str, Widths] = {"dense": bench.space.dense_widths}
         for position, kind in enumerate(kinds):
             plans[f"best for {kind}"] = study.find_shape(only(position)).widths

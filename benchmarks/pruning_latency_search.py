@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from benchmarks.stopwatch import interleaved_ms, load
 from benchmarks.torch_pruning_contenders import LEAST_FRACTION
 from compiler import networks
 from compiler.dataset import Dataset
-from compiler.features import feature_names, physics_features, total_macs
-from compiler.pruning.groups import legal_widths, trace
+from compiler.features import feature_names, layer_kind, physics_features, total_macs
+from compiler.ladders import with_legal_widths
+from compiler.pruning.groups import trace
 from compiler.pruning.objectives import Objective
 from compiler.pruning.refine import neighbours
 from compiler.pruning.search import SearchSettings, search
@@ -32,6 +33,10 @@ from compiler.surrogates import LatencySurrogate
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+STEPS = (4, 8, 16, 32)
+"""Of the widths: which one, a race decides."""
+RACERS = 6
+"""Shapes of equal work, each rounded to every one of STEPS."""
 SAMPLES = 56
 SAMPLE_ROUNDS = 9
 ELITES = 8
@@ -158,18 +163,44 @@ class Bench:
 class Study:
     """What was measured of one network on the kinds of boards of a fleet, and searches on it.
 
-    boards: by label. step: legal widths are its multiples.
+    boards: by label. step: legal widths are its multiples (fewer where a group has few).
     """
 
     def __init__(
-        self, bench: Bench, boards: Mapping[str, Board], *, step: int, seed: int, quick: bool
+        self, bench: Bench, boards: Mapping[str, Board], *, seed: int, quick: bool
     ) -> None:
-        self.space = legal_space(bench.space, step)
         self._band, self._boards = bench.band, dict(boards)
         self._seed, self._rounds = seed, 1 if quick else REMEASURE
         self._shapes: list[Widths] = []
         self._ms = np.empty((0, len(self._boards)))
-        self._measure(_samples(self.space, self._band, SAMPLES // (2 if quick else 1), seed))
+        self.step = self._race(bench.space)
+        self.space = legal_space(bench.space, self.step)
+        samples = _samples(self.space, self._band, SAMPLES // (2 if quick else 1), seed)
+        self._measure([widths for widths in samples if widths not in self._shapes])
+
+    def _race(self, whole: PruneSpace) -> int:
+        """The step whose shapes are fastest at equal work, the same proportions for each.
+
+        Rounding decides more than a ladder of one layer tells: of two blocks that a kernel works
+        in, the larger leaves fewer shapes to choose from and less work to waste.
+        """
+        rng = np.random.default_rng(self._seed)
+        drawn = np.exp(rng.normal(0, 0.3, (RACERS - 1, len(whole.groups))))
+        proportions = np.concatenate([np.ones((1, len(whole.groups))), drawn])
+        by_step: dict[int, list[Widths]] = {}
+        for step in STEPS:
+            space = legal_space(whole, step)
+            by_step[step] = [_scaled(space, kept, self._band.most) for kept in proportions]
+        self._measure(list(dict.fromkeys(shape for ran in by_step.values() for shape in ran)))
+        ms = dict(zip(self._shapes, np.log(self._ms).mean(axis=1).tolist(), strict=True))
+        # Per work: a coarse step ends further below the budget.
+        took = {
+            step: float(np.mean([ms[shape] - np.log(whole.macs(shape)) for shape in ran]))
+            for step, ran in by_step.items()
+        }
+        told = ", ".join(f"{step}: {1e9 * np.exp(log):.3g}" for step, log in took.items())
+        print(f"{whole.network}: ms a GMAC by width step: {told}", file=sys.stderr, flush=True)
+        return min(took, key=lambda step: took[step])
 
     def find_shape(self, objective: Objective) -> Found:
         """The shape of the band that is best by the objective, as far as was measured.
@@ -263,9 +294,9 @@ class Study:
 
 
 def legal_space(space: PruneSpace, step: int) -> PruneSpace:
-    """The same network, its legal widths multiples of the step."""
-    widths = tuple(legal_widths(group.channels, step, LEAST_FRACTION) for group in space.groups)
-    return replace(space, widths_by_group=widths)
+    """The same network, its legal widths multiples of the step; finer where a group has few."""
+    steps = {layer_kind(layer): step for layer in space.layers}
+    return with_legal_widths(space, [steps], LEAST_FRACTION)
 
 
 def _samples(space: PruneSpace, band: Band, n: int, seed: int) -> list[Widths]:
