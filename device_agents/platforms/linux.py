@@ -10,6 +10,7 @@ import time
 from typing import List, Optional, Tuple
 
 from device_agents.contract import BoardState
+from device_agents.errors import RunFailedError
 from device_agents.sysfs import Root
 
 # Drivers answer -256 °C and the like for a sensor that is switched off.
@@ -84,6 +85,14 @@ class Linux:
                 return float(capacity_pct)
         return None
 
+    def battery_status(self) -> Optional[str]:
+        """The kernel's word: Charging, Discharging, Not charging, Full or Unknown."""
+        for battery in self._batteries:
+            status = self.root.read_text(f"{battery}/status")
+            if status is not None:
+                return status
+        return None
+
     def power_mw(self) -> Optional[int]:
         """The board's draw: of a battery that is discharging, else of its input's sensor.
 
@@ -125,6 +134,22 @@ class Linux:
 
     def has_battery(self) -> bool:
         return bool(self._batteries)
+
+    def power_mode(self) -> Optional[str]:
+        """The active mode's name; None where a board has none or does not say."""
+        return None
+
+    def power_modes(self) -> Tuple[str, ...]:
+        """The modes that can be set; none on generic Linux."""
+        return ()
+
+    def set_power_mode(self, name: str) -> None:
+        """Set a mode and read it back. Raises RunFailedError ("condition")."""
+        raise RunFailedError(
+            "condition",
+            f"power mode {name[:40]!r} cannot be set on {self.name}",
+            "leave power_mode out, or set the mode by hand and name the board's label",
+        )
 
     def _is_board_battery(self, supply: str) -> bool:
         # scope "Device" is a mouse or a keyboard.
