@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test test-all system-packages clean
+.PHONY: setup demo check test test-all system-packages vm-image clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,11 @@ check: setup
 # that need them are skipped by name (and with CI=true such a skip is a failure).
 system-packages:
 	@bash tests/install-system-packages.sh
+
+# The arm64 board of the tests, about 500 MB in the cache. Built once for each content of its recipe;
+# where it cannot be built, the tests that boot it are skipped by name.
+vm-image: setup
+	$(BIN)/python -m harness.virtual.vm.image
 
 test: setup system-packages check
 	$(BIN)/pytest -m "not slow"
