@@ -18,6 +18,7 @@ from device_agents.errors import AgentError
 from device_agents.files import write_whole
 from device_agents.home import Home
 from device_agents.platforms import Linux, select
+from device_agents.privilege import HELPER, helper_works, is_machine, setup_commands
 from device_agents.probe import runtime_versions
 from device_agents.sysfs import Root
 
@@ -46,6 +47,7 @@ def run_checks(home: Home, root: Root) -> List[Check]:
         *_runtimes(),
         _thermal(board),
         _cpufreq(board),
+        *_power_mode(board),
         _clock(),
         _battery(board),
     ]
@@ -129,17 +131,37 @@ def _cpufreq(board: Linux) -> Check:
             "no CPU clock can be read",
             "see /sys/devices/system/cpu/cpufreq: records will carry no reported clock",
         )
+    fact = f"{len(freqs)} policies"
     names = ("scaling_governor", "scaling_min_freq", "scaling_max_freq")
-    writable = all(board.root.writable(f"{p}/{n}") for p in board.policies for n in names)
-    if writable:
-        return Check("cpufreq", True, f"{len(freqs)} policies, readable and writable")
-    return Check(
-        "cpufreq",
-        True,
-        f"{len(freqs)} policies, readable and not writable",
-        "to measure with a governor or a fixed clock, let this user write "
-        + ", ".join(names)
-        + " below /sys/devices/system/cpu/cpufreq",
+    if all(board.root.writable(f"{p}/{n}") for p in board.policies for n in names):
+        return Check("cpufreq", True, f"{fact}, readable and writable")
+    if not is_machine(board.root):
+        return Check(
+            "cpufreq",
+            True,
+            f"{fact}, readable and not writable",
+            f"to measure with a governor or a fixed clock, let this user write {', '.join(names)}",
+        )
+    if helper_works():
+        return Check("cpufreq", True, f"{fact}, readable, and writable by {HELPER}")
+    return Check("cpufreq", True, f"{fact}, readable and not writable", _setup("set clocks"))
+
+
+def _power_mode(board: Linux) -> List[Check]:
+    """Only of boards that have modes."""
+    modes = board.power_modes()
+    if not modes:
+        return []
+    fact = f"power mode {board.power_mode() or 'unreadable'} of {', '.join(modes)}"
+    if os.geteuid() == 0 or helper_works():
+        return [Check("power_mode", True, fact)]
+    return [Check("power_mode", True, f"{fact}, not to be set", _setup("set power modes"))]
+
+
+def _setup(purpose: str) -> str:
+    return (
+        f"to {purpose}, type on the board: {'; '.join(setup_commands())}; then log in again"
+        " (docs/preparing-boards.md)"
     )
 
 

@@ -23,6 +23,7 @@ from device_agents.errors import AgentError
 from device_agents.home import Home
 from device_agents.install import install
 from device_agents.platforms import select
+from device_agents.privilege import helper_source
 from device_agents.probe import probe
 from device_agents.sysfs import Root
 
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("probe", help="what this board is").set_defaults(run=_probe)
     verbs.add_parser("state", help="what state it is in").set_defaults(run=_state)
     verbs.add_parser("check", help="what works on it").set_defaults(run=_check)
+    verbs.add_parser(
+        "helper", help="print what lets this user set clocks, to be installed by root"
+    ).set_defaults(run=_helper)
     has = verbs.add_parser("has", help="which blobs are here")
     has.add_argument("sha256", nargs="*")
     has.set_defaults(run=_has)
@@ -152,6 +156,11 @@ def _check(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
     found = checks.run_checks(home, root)
     out.json({"checks": [asdict(check) for check in found]})
     return 0 if all(check.ok for check in found) else 1
+
+
+def _helper(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.raw(helper_source())
+    return 0
 
 
 def _has(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
