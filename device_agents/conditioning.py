@@ -1,40 +1,34 @@
 """Bring a board into the state a run asks for, hold it, and put back what was touched.
 
 Input: a Condition. Output: the block runs in that state, or RunFailedError ("condition").
-Governor and clock are set and read back; heat is reached by load and by waiting; charge and
-power source are only looked at. What was set stands in restore.json until it is put back, so
-that the next worker restores what a killed one could not.
+Power mode, governor and clock are set and read back; heat is reached by load and by waiting; the
+charge is waited for while it moves there, the power source only looked at. What the board was
+stands in restore.json until it is that again, and from before the first touch a watchdog waits
+for this worker's end, so that not even SIGKILL leaves the board changed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import Iterator, Optional, Sequence, Tuple
 
+from device_agents.charge import await_charge, check_source
 from device_agents.contract import Condition
-from device_agents.cpufreq import Limits, offers, read_limits, restore, set_governor, set_range
+from device_agents.cpufreq import is_lowered, offers, read_limits, set_governor, set_range
 from device_agents.errors import RunFailedError
-from device_agents.files import fsync_folder, write_whole
+from device_agents.heat import Burners, Heat, Wait
 from device_agents.platforms import Linux
 from device_agents.platforms.linux import policy_name
-from device_agents.processes import fork, kill_group
+from device_agents.restore import Restorer
+from device_agents.watchdog import Watchdog
 
 _POLL_S = 0.2
 _CLOCK_SETTLES_S = 1.0
 # Hardware rounds to its own dividers: 11 % of operating points are more than 3 % off, 4 % more
 # than 10 % (363 public board reports).
 _CLOCK_TOLERANCE = 0.10
-_BURN_BYTES = 1 << 16
-
-Wait = Callable[[float], None]
-"""Sleep for seconds. Raises StoppedError when the worker is asked to end."""
 
 
 class Conditioner:
@@ -44,84 +38,100 @@ class Conditioner:
         self, platform: Linux, restore_file: Path, wait: Wait, close_fds: Sequence[int]
     ) -> None:
         self._platform = platform
-        self._restore_file = restore_file
+        self._restorer = Restorer(platform, restore_file)
+        self._watchdog = Watchdog(lambda: self._restorer.restore(only_own=True))
         self._wait = wait
-        self._close_fds = tuple(close_fds)
+        self._close_fds = (*close_fds, *self._watchdog.fds)
+        self._burners: Optional[Burners] = None
+
+    @property
+    def fds(self) -> Tuple[int, int]:
+        """What no child of the worker may keep open: they hold the watchdog back."""
+        return self._watchdog.fds
+
+    def prepare(self, conditions: Sequence[Condition]) -> Optional[Burners]:
+        """Make the burners that any of these will need, before the measuring process is made."""
+        if self._burners is None and any(c.temp_c_min is not None for c in conditions):
+            self._burners = Burners(self._close_fds)
+        return self._burners
 
     @contextlib.contextmanager
     def hold(self, condition: Condition, limit_s: float) -> Iterator[None]:
         """Reach the condition within limit_s, run the block, restore in any case."""
-        self._check_charge(condition)
-        before = [read_limits(self._platform.root, p) for p in self._platform.policies]
+        deadline_s = time.monotonic() + limit_s
+        check_source(self._platform, condition.power_source)
+        await_charge(
+            self._platform,
+            condition.battery_pct_min,
+            condition.battery_pct_max,
+            deadline_s,
+            self._wait,
+        )
         try:
-            if condition.governor is not None or condition.freq_khz is not None:
-                self._remember(before)
+            if _touches(condition):
+                self._remember(deadline_s)
+                self._set_power_mode(condition.power_mode)
                 self._set_clock(condition)
-            self._reach_heat(condition, time.monotonic() + limit_s)
+            self._reach_heat(condition, deadline_s)
             yield
         finally:
             self.restore()
 
     def restore(self) -> None:
-        """Put back what restore.json says, if there is one.
+        """Put back what restore.json says, if there is one; failures go to the log."""
+        if self._burners is not None:
+            # A measuring process that was killed may have left them at work.
+            self._burners.rest()
+        self._restorer.restore()
 
-        What cannot be put back is said in the log and stays in the file for the next worker: it
-        must not cost the record that was measured meanwhile.
-        """
-        try:
-            remembered = json.loads(self._restore_file.read_bytes())
-        except FileNotFoundError:
-            return
-        try:
-            for fields in remembered:
-                restore(self._platform.root, Limits(**fields))
-        except RunFailedError as failed:
-            print(f"not restored: {failed}. Next: {failed.error.next_step}", file=sys.stderr)
-            return
-        self._restore_file.unlink()
-        fsync_folder(self._restore_file.parent)
+    def end(self) -> None:
+        """Nothing that was made here is left. The board is to be restored by now."""
+        if self._burners is not None:
+            self._burners.end()
+        self._watchdog.end()
 
-    def _remember(self, limits: Sequence[Limits]) -> None:
-        text = json.dumps([asdict(entry) for entry in limits])
-        write_whole(self._restore_file, text.encode("utf-8"))
-
-    def _check_charge(self, condition: Condition) -> None:
-        if condition.power_mode is not None:
-            raise _unmet(
-                f"power mode {condition.power_mode[:40]!r} cannot be set on {self._platform.name}",
-                "leave power_mode out, or set the mode by hand and name the board's label",
-            )
-        low, high = condition.battery_pct_min, condition.battery_pct_max
-        if low is not None or high is not None:
-            battery_pct = self._platform.battery_pct()
-            if battery_pct is None:
-                raise _unmet("no battery can be read", "leave battery_pct out for this board")
-            if not _within(battery_pct, low, high):
+    def _remember(self, deadline_s: float) -> None:
+        """A maximum that the kernel lowers for heat would be remembered as the board's own."""
+        while self._platform.throttled() and any(
+            is_lowered(self._platform.root, read_limits(self._platform.root, policy))
+            for policy in self._platform.policies
+        ):
+            if time.monotonic() >= deadline_s:
                 raise _unmet(
-                    f"the battery is at {battery_pct:g} %, asked for {_band(low, high)} %",
-                    "charge or discharge it, then measure again",
+                    "the board is throttled, so its own clock limits cannot be read",
+                    "let it cool down, or mend its supply: fleetcut check",
                 )
-        wanted = condition.power_source
-        if wanted is None:
+            self._wait(_POLL_S)
+        self._watchdog.start()
+        self._restorer.remember()
+
+    def _set_power_mode(self, wanted: Optional[str]) -> None:
+        """Before the clock: a mode sets limits of its own."""
+        if wanted is None or self._platform.power_mode() == wanted:
             return
-        # A board without a battery runs from the mains, also where no supply says so.
-        source = self._platform.power_source()
-        if source is None and not self._platform.has_battery():
-            source = "mains"
-        if source != wanted:
+        known = self._platform.power_modes()
+        if known and wanted not in known:
             raise _unmet(
-                f"the board runs from {source or 'an unknown source'}, asked for {wanted[:40]!r}",
-                "plug or unplug it, then measure again",
+                f"there is no power mode {wanted[:40]!r}", f"use one of {', '.join(known)}"
+            )
+        self._platform.set_power_mode(wanted)
+        found = self._platform.power_mode()
+        if found != wanted:
+            raise _unmet(
+                f"the power mode is {found!r} after setting {wanted!r}",
+                "see what else sets it, or set it by hand and name the board's label",
             )
 
     def _set_clock(self, condition: Condition) -> None:
+        governor, freq_khz = condition.governor, condition.freq_khz
+        if governor is None and freq_khz is None:
+            return
         root, policies = self._platform.root, self._platform.policies
         if not policies:
             raise _unmet("no cpufreq policy can be read", "leave governor and freq_khz out")
-        if condition.governor is not None:
+        if governor is not None:
             for policy in policies:
-                set_governor(root, policy, condition.governor)
-        freq_khz = condition.freq_khz
+                set_governor(root, policy, governor)
         if freq_khz is None:
             return
         # Clusters of unlike cores share few operating points: those that have it are pinned.
@@ -155,63 +165,25 @@ class Conditioner:
             self._wait(_POLL_S / 4)
 
     def _reach_heat(self, condition: Condition, deadline_s: float) -> None:
-        low, high = condition.temp_c_min, condition.temp_c_max
-        if low is None and high is None:
+        low_c, high_c = condition.temp_c_min, condition.temp_c_max
+        if low_c is None and high_c is None:
             return
-        burners: List[int] = []
+        burners = self._burners
+        heat = Heat(self._platform, low_c, high_c, self._wait, self._close_fds, burners)
         try:
-            aim_low, aim_high = low, high
-            while not _within(self._temp_c(), aim_low, aim_high):
-                cold = low is not None and self._temp_c() < (aim_low or low)
-                if cold and not burners:
-                    burners += [fork(_burn, self._close_fds) for _ in range(os.cpu_count() or 1)]
-                elif not cold:
-                    _end(burners)
-                if time.monotonic() >= deadline_s:
-                    raise _unmet(
-                        f"{_band(low, high)} °C was not reached in time: it is "
-                        f"{self._temp_c():.1f} °C",
-                        "raise timeout_s, or ask for a band nearer to the room",
-                    )
-                # Once outside, aim for the middle: the edge would be left at the first breath.
-                if low is not None and high is not None:
-                    aim_low, aim_high = (
-                        ((low + high) / 2, high) if cold else (low, (low + high) / 2)
-                    )
-                self._wait(_POLL_S)
+            heat.reach(deadline_s)
         finally:
-            _end(burners)
+            heat.close()
 
-    def _temp_c(self) -> float:
-        temp_c = self._platform.observe().temp_c()
-        if temp_c is None:
-            raise _unmet("no temperature can be read", "leave temp_c out for this board")
-        return temp_c
+
+def _touches(condition: Condition) -> bool:
+    return (condition.governor, condition.freq_khz, condition.power_mode) != (None, None, None)
 
 
 def _is_off(reported_khz: Optional[int], wanted_khz: int) -> bool:
     if reported_khz is None:  # unreadable: the limits' own read-back is all there is
         return False
     return abs(reported_khz - wanted_khz) > _CLOCK_TOLERANCE * wanted_khz
-
-
-def _burn() -> None:
-    block = bytes(_BURN_BYTES)
-    while True:
-        hashlib.sha256(block)
-
-
-def _end(burners: List[int]) -> None:
-    while burners:
-        kill_group(burners.pop())
-
-
-def _within(value: float, low: Optional[float], high: Optional[float]) -> bool:
-    return (low is None or value >= low) and (high is None or value <= high)
-
-
-def _band(low: Optional[float], high: Optional[float]) -> str:
-    return f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
 
 
 def _unmet(fact: str, next_step: str) -> RunFailedError:

@@ -11,9 +11,8 @@ from typing import Optional, Tuple
 
 from device_agents.errors import RunFailedError
 from device_agents.platforms.linux import policy_name
+from device_agents.privilege import PERMISSION, write
 from device_agents.sysfs import Root
-
-_PERMISSION = "let the agent's user write the files below /sys/devices/system/cpu/cpufreq"
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,19 @@ def set_governor(root: Root, policy: str, governor: str) -> None:
     _write(root, f"{policy}/scaling_governor", governor)
 
 
-def set_range(root: Root, policy: str, min_khz: int, max_khz: int) -> None:
-    """Both limits, the one first that keeps maximum >= minimum throughout."""
+def set_range(
+    root: Root, policy: str, min_khz: int, max_khz: int, may_be_capped: bool = False
+) -> None:
+    """Both limits, the one first that keeps maximum >= minimum throughout.
+
+    may_be_capped: a limit that reads lower than it was written is taken: the kernel keeps the
+    request and holds the clock down for heat. Raises RunFailedError.
+    """
     present_max_khz = root.read_int(f"{policy}/scaling_max_freq")
     raises = present_max_khz is not None and min_khz > present_max_khz
     writes = [("scaling_min_freq", min_khz), ("scaling_max_freq", max_khz)]
     for name, khz in reversed(writes) if raises else writes:
-        _write(root, f"{policy}/{name}", str(khz))
+        _write(root, f"{policy}/{name}", str(khz), may_be_capped)
 
 
 def offers(root: Root, policy: str, freq_khz: int) -> bool:
@@ -64,13 +69,25 @@ def offers(root: Root, policy: str, freq_khz: int) -> bool:
     return low_khz is not None and high_khz is not None and low_khz <= freq_khz <= high_khz
 
 
-def restore(root: Root, limits: Limits) -> None:
-    """Put a policy back as it was. Raises RunFailedError."""
-    if limits.min_khz is not None and limits.max_khz is not None:
-        set_range(root, limits.policy, limits.min_khz, limits.max_khz)
-    # Last: on a Raspberry Pi a governor only acts again once a file is written after throttling.
-    if limits.governor is not None:
-        set_governor(root, limits.policy, limits.governor)
+def restore(root: Root, limits: Limits, throttled: bool) -> None:
+    """Put a policy back as it was, as far as it goes. Raises RunFailedError."""
+    try:
+        if limits.min_khz is not None and limits.max_khz is not None:
+            set_range(root, limits.policy, limits.min_khz, limits.max_khz, throttled)
+    finally:
+        # Last: on a Raspberry Pi a governor only acts again once a file is written after
+        # throttling.
+        if limits.governor is not None:
+            set_governor(root, limits.policy, limits.governor)
+
+
+def is_lowered(root: Root, limits: Limits) -> bool:
+    """Whether the maximum reads below the hardware's: by its user, or by the kernel for heat.
+
+    scaling_max_freq shows the lowest of all requests, a cooling device's among them.
+    """
+    _, most_khz = _hardware_range_khz(root, limits.policy)
+    return limits.max_khz is not None and most_khz is not None and limits.max_khz < most_khz
 
 
 def _hardware_range_khz(root: Root, policy: str) -> Tuple[Optional[int], Optional[int]]:
@@ -80,16 +97,17 @@ def _hardware_range_khz(root: Root, policy: str) -> Tuple[Optional[int], Optiona
     )
 
 
-def _write(root: Root, path: str, value: str) -> None:
+def _write(root: Root, path: str, value: str, may_be_capped: bool = False) -> None:
     name = "/".join(path.split("/")[-2:])
     try:
-        root.write_text(path, value)
+        write(root, path, value)
     except OSError as error:
         raise RunFailedError(
-            "condition", f"{name} cannot be set to {value} ({error.strerror})", _PERMISSION
+            "condition", f"{name} cannot be set to {value} ({error.strerror})", PERMISSION
         ) from None
     found = root.read_text(path)
-    if found != value:
+    capped_khz = root.read_int(path) if may_be_capped else None
+    if found != value and not (capped_khz is not None and capped_khz < int(value)):
         raise RunFailedError(
             "condition",
             f"{name} is {found!r} after writing {value!r}",

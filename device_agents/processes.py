@@ -1,4 +1,4 @@
-"""Processes that end with the one that made them, and one that does not.
+"""Processes that end with the one that made them, and two kinds that do not.
 
 Input: a function. Output: its process id.
 A forked child gives up the locks that it inherited: a flock is only free when every process that
@@ -49,6 +49,18 @@ def fork(run: Callable[[], None], close_fds: Iterable[int]) -> int:
     # Both sides set it: whichever is first, `kill_group` finds the group.
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)
+    return pid
+
+
+def fork_survivor(run: Callable[[], None], keep_fds: Set[int]) -> int:
+    """Run in a child with a session of its own, which outlives this process.
+
+    Of its descriptors it keeps the standard three and keep_fds.
+    """
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _survivor(run, keep_fds)
     return pid
 
 
@@ -119,6 +131,24 @@ def _child(run: Callable[[], None], close_fds: Iterable[int], parent_pid: int) -
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
         die_with_parent(parent_pid)
+        run()
+        status = 0
+    except BaseException:  # the process ends here; the trace is what is left of it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _survivor(run: Callable[[], None], keep_fds: Set[int]) -> NoReturn:
+    status = BUG_STATUS
+    try:
+        signal.set_wakeup_fd(-1)
+        # At shutdown all are told to end at once: what its maker leaves undone is done here.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.setsid()
+        _close_others(keep_fds)
         run()
         status = 0
     except BaseException:  # the process ends here; the trace is what is left of it

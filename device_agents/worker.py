@@ -101,10 +101,10 @@ class _Worker:
         self._profile = probe(session.root)
         self._identity = _identity(self._profile, session.agent_sha256)
         lock_fds = [lock.fd for lock in session.locks]
-        self._child = BenchChild(self._bench, lock_fds, stop_fd)
         self._conditioner = Conditioner(
             self._platform, session.home.restore_file, self._wait, lock_fds
         )
+        self._child = BenchChild(self._bench, [*lock_fds, *self._conditioner.fds], stop_fd)
 
     def run(self) -> None:
         """Raises StoppedError and OSError; the child is gone and the board restored then too."""
@@ -113,6 +113,7 @@ class _Worker:
         remove_tree(home.scratch)
         home.create()
         self._conditioner.restore()
+        self._conditioner.prepare([spec.condition for spec in self._session.specs])
         journal = Journal(self._session.folder / "journal.jsonl")
         try:
             journal.append(
@@ -128,6 +129,7 @@ class _Worker:
             journal.append("finished")
         finally:
             self._child.end()
+            self._conditioner.end()
             journal.close()
 
     def _measure(self, spec: RunSpec, journal: Journal) -> None:

@@ -1,12 +1,11 @@
+import itertools
 import json
-import os
-import signal
 
 import pytest
 
-from device_agents import conditioning, cpufreq
+from device_agents import cpufreq
 from device_agents.conditioning import Conditioner
-from device_agents.contract import BoardState, Condition
+from device_agents.contract import Condition, RunError
 from device_agents.errors import RunFailedError, StoppedError
 from device_agents.platforms import Linux
 
@@ -22,9 +21,19 @@ class Kernel(Linux):
         return tuple((name, min(khz, self.cap_khz)) for name, khz in zip(names, most, strict=True))
 
 
-def conditioner(tree, tmp_path, board=None) -> Conditioner:
-    board = board or Kernel(tree.root)
-    return Conditioner(board, tmp_path / "restore.json", lambda seconds: None, ())
+made: list[Conditioner] = []
+
+
+def conditioner(tree, tmp_path, board=None, wait=lambda seconds: None) -> Conditioner:
+    made.append(Conditioner(board or Kernel(tree.root), tmp_path / "restore.json", wait, ()))
+    return made[-1]
+
+
+@pytest.fixture(autouse=True)
+def ended():
+    yield
+    while made:
+        made.pop().end()
 
 
 def settings(tree) -> tuple[str, str, str]:
@@ -113,12 +122,16 @@ def test_the_maximum_never_falls_below_the_minimum(tree, monkeypatch, present, w
 
 
 def unmet(tree, tmp_path, condition: Condition, board=None) -> str:
+    return unmet_error(tree, tmp_path, condition, board).fact
+
+
+def unmet_error(tree, tmp_path, condition: Condition, board=None) -> RunError:
     held = conditioner(tree, tmp_path, board).hold(condition, 0)
     with pytest.raises(RunFailedError) as caught, held:
         pytest.fail("the run was not to begin")
     assert caught.value.error.kind == "condition"
     assert caught.value.error.next_step
-    return caught.value.error.fact
+    return caught.value.error
 
 
 @pytest.mark.parametrize(
@@ -166,7 +179,7 @@ def test_what_cannot_be_put_back_costs_no_record(tree, tmp_path, monkeypatch, ca
         monkeypatch.setattr(type(tree.root), "write_text", lambda root, name, text: None)
     assert "not restored" in capsys.readouterr().err
     remembered = json.loads((tmp_path / "restore.json").read_text())
-    assert remembered[0]["governor"] == "ondemand"
+    assert remembered["policies"][0]["governor"] == "ondemand"
 
 
 def test_clusters_that_share_no_clock(tree, tmp_path):
@@ -191,83 +204,203 @@ def test_charge_and_source(tree, tmp_path):
         Condition(battery_pct_min=30, battery_pct_max=50, power_source="battery"), 1
     ):
         pass
-    fact = unmet(tree, tmp_path, Condition(battery_pct_min=50))
-    assert fact == "the battery is at 40 %, asked for 50.. %"
     assert "from battery, asked for 'mains'" in unmet(
         tree, tmp_path, Condition(power_source="mains")
     )
+    tree.put(battery("40", "Charging"))
+    error = unmet_error(tree, tmp_path, Condition(power_source="battery"))
+    assert error.fact == "the board runs from mains, asked for 'battery'"
+    assert error.next_step == "unplug its supply, then measure again"
 
 
-class Oven(Linux):
-    """Warms by 2 °C a look while something burns, and cools by 1 °C while nothing does."""
+@pytest.mark.parametrize(
+    ("status", "low", "high", "fact", "next_step"),
+    [
+        ("Discharging", 50, None, "50.. %, and is discharging", "plug in its supply"),
+        ("Not charging", 50, 60, "50..60 %, and is not charging", "plug in its supply"),
+        ("Charging", None, 30, "..30 %, and is charging", "unplug its supply"),
+        ("Unknown", 10, 30, "10..30 %, and is unknown", "unplug its supply"),
+    ],
+)
+def test_a_charge_that_moves_the_other_way_is_said_at_once(
+    tree, tmp_path, status, low, high, fact, next_step
+):
+    tree.put(battery("40", status))
 
-    def __init__(self, root, temp_c: float) -> None:
-        super().__init__(root)
-        self.now_c = temp_c
-        self.burners: list[int] = []
-        self.looks: list[tuple[float, bool]] = []
+    def waited(seconds):
+        pytest.fail("there was nothing to wait for")
 
-    def observe(self, effective_freq_khz=None) -> BoardState:
-        self.now_c += 2 if self.burners else -1
-        self.looks.append((self.now_c, bool(self.burners)))
-        return BoardState(monotonic_ns=1, temp_c_by_zone=(("cpu", self.now_c),))
-
-
-@pytest.fixture
-def oven(tree, monkeypatch):
-    def make(temp_c: float) -> Oven:
-        board = Oven(tree.root, temp_c)
-
-        def fork(run, close_fds):
-            board.burners.append(1)
-            return 1
-
-        monkeypatch.setattr(conditioning, "fork", fork)
-        monkeypatch.setattr(conditioning, "kill_group", lambda pid: board.burners.pop())
-        return board
-
-    return make
+    condition = Condition(battery_pct_min=low, battery_pct_max=high)
+    held = conditioner(tree, tmp_path, wait=waited).hold(condition, 1000)
+    with pytest.raises(RunFailedError) as caught, held:
+        pass
+    assert caught.value.error.fact == f"the battery is at 40 %, asked for {fact}"
+    assert caught.value.error.next_step == f"{next_step}, then measure again"
 
 
-@pytest.mark.parametrize("start_c", [20.0, 90.0, 55.0])
-def test_a_band_is_reached_from_below_from_above_and_from_within(tree, tmp_path, oven, start_c):
-    board = oven(start_c)
-    with conditioner(tree, tmp_path, board).hold(Condition(temp_c_min=50, temp_c_max=60), 60):
-        assert 50 <= board.now_c <= 60
-        assert not board.burners
+@pytest.mark.parametrize(
+    ("start", "step", "status", "low", "high"),
+    [(40, 3, "Charging", 50, 60), (90, -4, "Discharging", None, 70)],
+)
+def test_a_charge_that_moves_there_is_waited_for(tree, tmp_path, start, step, status, low, high):
+    charges = itertools.count(start, step)
+    tree.put(battery(str(next(charges)), status))
+
+    def wait(seconds):
+        tree.put(battery(str(next(charges)), status))
+
+    condition = Condition(battery_pct_min=low, battery_pct_max=high)
+    with conditioner(tree, tmp_path, wait=wait).hold(condition, 1000):
+        reached = Linux(tree.root).battery_pct()
+    assert reached == (52 if step > 0 else 70)
 
 
-def test_a_band_that_is_not_reached_in_time(tree, tmp_path, oven):
-    board = oven(20.0)
-    fact = unmet(tree, tmp_path, Condition(temp_c_min=80), board)
-    assert fact.startswith("80.. °C was not reached in time")
-    assert not board.burners
-
-
-def test_burners_are_processes_that_end(tree, tmp_path, monkeypatch):
-    tree.put(
-        {
-            "sys/class/thermal/thermal_zone0/type": "cpu",
-            "sys/class/thermal/thermal_zone0/temp": "40000",
-        }
+def test_a_charge_that_is_full_below_its_band_is_waited_for_no_longer(tree, tmp_path):
+    tree.put(battery("40", "Charging"))
+    full = [battery("41", "Full")]
+    held = conditioner(tree, tmp_path, wait=lambda seconds: tree.put(full.pop())).hold(
+        Condition(battery_pct_min=50), 1000
     )
-    pids = []
-    fork = conditioning.fork
+    with pytest.raises(RunFailedError, match="is at 41 %, asked for 50.. %, and is full"), held:
+        pass
 
-    def remembering(run, close_fds):
-        pids.append(fork(run, close_fds))
-        return pids[-1]
 
-    monkeypatch.setattr(conditioning, "fork", remembering)
+def test_a_charge_that_takes_too_long_is_said(tree, tmp_path):
+    tree.put(battery("40", "Charging"))
+    fact = unmet(tree, tmp_path, Condition(battery_pct_min=50))
+    assert fact == "the battery is at 40 %, asked for 50.. %, and is still charging"
 
-    def heat(seconds):
-        assert pids
-        for pid in pids:
-            os.kill(pid, 0)
-        tree.put({"sys/class/thermal/thermal_zone0/temp": "70000"})
 
-    held = Conditioner(Linux(tree.root), tmp_path / "restore.json", heat, ())
-    with held.hold(Condition(temp_c_min=60), 60):
-        for pid in pids:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+class Modes(Kernel):
+    """A board with power modes, each of which sets clock limits of its own."""
+
+    limits = {"MAXN": "1500000", "10W": "1000000"}  # noqa: RUF012 - never written
+    mode = "MAXN"
+    obeys = True
+
+    def power_mode(self):
+        return self.mode
+
+    def power_modes(self):
+        return tuple(self.limits)
+
+    def set_power_mode(self, name):
+        if self.obeys:
+            self.mode = name
+            self.root.write_text(f"{self.policies[0]}/scaling_max_freq", self.limits[name])
+
+
+def test_a_power_mode_is_held_and_put_back_with_the_limits_it_changed(tree, tmp_path):
+    tree.put(tree.cpufreq)
+    board = Modes(tree.root)
+    condition = Condition(power_mode="10W", freq_khz=600000)
+    with conditioner(tree, tmp_path, board).hold(condition, 1):
+        assert board.mode == "10W"
+        assert settings(tree)[1:] == ("600000", "600000")
+        assert json.loads((tmp_path / "restore.json").read_text())["power_mode"] == "MAXN"
+    assert board.mode == "MAXN"
+    assert settings(tree) == BEFORE
+
+
+def test_a_power_mode_that_there_is_not_or_that_does_not_stay(tree, tmp_path):
+    tree.put(tree.cpufreq)
+    board = Modes(tree.root)
+    error = unmet_error(tree, tmp_path, Condition(power_mode="15W"), board)
+    assert (error.fact, error.next_step) == ("there is no power mode '15W'", "use one of MAXN, 10W")
+    board.obeys = False
+    fact = unmet(tree, tmp_path, Condition(power_mode="10W"), board)
+    assert fact == "the power mode is 'MAXN' after setting '10W'"
+    assert settings(tree) == BEFORE
+
+
+class Throttled(Kernel):
+    """The kernel lowers the maximum for heat: the file shows the lowest of all requests."""
+
+    hot = True
+
+    def throttled(self):
+        return self.hot
+
+
+def test_a_limit_that_the_kernel_lowers_for_heat_is_not_taken_for_the_boards_own(tree, tmp_path):
+    tree.put(tree.cpufreq)
+    most = {f"{tree.policy}/scaling_max_freq": "1000000"}
+    board = Throttled(tree.root)
+    tree.put(most)
+    assert "throttled" in unmet(tree, tmp_path, Condition(governor="performance"), board)
+    assert not (tmp_path / "restore.json").exists()
+
+    def cools(seconds):
+        board.hot = False
+        tree.put(tree.cpufreq)
+
+    with conditioner(tree, tmp_path, board, cools).hold(Condition(freq_khz=600000), 1000):
+        pass
+    assert settings(tree) == BEFORE
+
+
+def test_limits_are_put_back_while_the_kernel_lowers_them(tree, tmp_path, monkeypatch, capsys):
+    tree.put(tree.cpufreq)
+    board = Throttled(tree.root)
+    board.hot = False
+    write = type(tree.root).write_text
+
+    def kernel(root, name, text):
+        write(root, name, "1000000" if name.endswith("max_freq") and board.hot else text)
+
+    monkeypatch.setattr(type(tree.root), "write_text", kernel)
+    with conditioner(tree, tmp_path, board).hold(Condition(freq_khz=600000), 1):
+        board.hot = True
+    assert settings(tree) == ("ondemand", "600000", "1000000")
+    assert not (tmp_path / "restore.json").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_one_policy_that_cannot_be_put_back_keeps_no_other_from_it(
+    tree, tmp_path, monkeypatch, capsys
+):
+    other = tree.policy.replace("policy0", "policy4")
+    tree.put(tree.cpufreq).put(
+        {k.replace("policy0", "policy4"): v for k, v in tree.cpufreq.items()}
+    )
+    write = type(tree.root).write_text
+
+    def broken(root, name, text):
+        if tree.policy not in name:
+            write(root, name, text)
+
+    with conditioner(tree, tmp_path).hold(Condition(governor="performance"), 1):
+        monkeypatch.setattr(type(tree.root), "write_text", broken)
+    assert tree.read(f"{other}/scaling_governor") == "ondemand"
+    assert "policy0/scaling_governor" in capsys.readouterr().err
+    assert (tmp_path / "restore.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"owner": "x"}'])
+def test_a_memory_that_cannot_be_read_is_put_aside_and_said(tree, tmp_path, text, capsys):
+    (tmp_path / "restore.json").write_text(text)
+    conditioner(tree, tmp_path).restore()
+    assert "restore.json cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "restore.json.unreadable").read_text() == text
+    assert not (tmp_path / "restore.json").exists()
+
+
+def heated(tree, temp_c: float) -> None:
+    zone = "sys/class/thermal/thermal_zone0"
+    tree.put({f"{zone}/type": "cpu", f"{zone}/temp": f"{temp_c * 1000:.0f}"})
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_heat_is_reached_before_the_run(tree, tmp_path, prepared):
+    heated(tree, 40)
+    condition = Condition(temp_c_min=60)
+    held = conditioner(tree, tmp_path, wait=lambda seconds: heated(tree, 70))
+    if prepared:
+        assert held.prepare([Condition(), condition]) is not None
+    with held.hold(condition, 1000):
+        assert Linux(tree.root).observe().temp_c() == 70
+
+
+def test_burners_are_made_only_where_a_run_needs_them(tree, tmp_path):
+    conditions = [Condition(), Condition(temp_c_max=50)]
+    assert conditioner(tree, tmp_path).prepare(conditions) is None
