@@ -1,0 +1,121 @@
+"""The peers' way to time a model: pyperf, and a plain loop over the runtime's own call.
+
+    python -m benchmarks.measurement_peers loop MODEL --warmups 20 --values 300
+    python -m benchmarks.measurement_peers pyperf MODEL --warmups 20 --values 300 --output OUT
+
+Input: an ONNX model. Output: latencies in ns as a line of JSON; or pyperf's own file. Session
+options and the input's kind are those of the agent; the code is not, so that it can be wrong alone.
+onnxruntime's wheel holds no perf_test, and its profiler slows small models by 8 %: its "own loop"
+here is ``InferenceSession.run`` between two looks at the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pyperf
+
+Inference = Callable[[], object]
+
+INPUT_SEED = 0
+
+
+def session(model: Path) -> Any:
+    """One thread that does not spin, the CPU's provider: as the agent has it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        str(model), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+def feed(loaded: Any) -> dict[str, Any]:
+    """Uniform in [-1, 1), as the agent draws it for one float input."""
+    (taken,) = loaded.get_inputs()
+    rng = np.random.default_rng(INPUT_SEED)
+    return {taken.name: rng.uniform(-1, 1, taken.shape).astype(np.float32)}
+
+
+def loop_ns(model: Path, warmups: int, values: int) -> list[int]:
+    """Latencies of a tight loop around ``InferenceSession.run``."""
+    loaded = session(model)
+    inputs, run, clock_ns = feed(loaded), loaded.run, time.perf_counter_ns
+    for _ in range(warmups):
+        run(None, inputs)
+    latency_ns = []
+    for _ in range(values):
+        start_ns = clock_ns()
+        run(None, inputs)
+        latency_ns.append(clock_ns() - start_ns)
+    return latency_ns
+
+
+def pyperf_ns(model: Path, warmups: int, values: int) -> list[int]:
+    """Pyperf's values of one worker process, each one inference; started from here."""
+    with tempfile.TemporaryDirectory(prefix="fleetcut-bench-") as folder:
+        out = Path(folder) / "pyperf.json"
+        argv = [sys.executable, "-m", "benchmarks.measurement_peers", "pyperf", str(model)]
+        argv += ["--warmups", str(warmups), "--values", str(values), "--output", str(out)]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        benchmark = pyperf.Benchmark.load(str(out))
+        return [round(value * 1e9) for value in benchmark.get_values()]
+
+
+def loop_in_own_process_ns(model: Path, warmups: int, values: int) -> list[int]:
+    """loop_ns in a process of its own, as the other ways have one."""
+    argv = [sys.executable, "-m", "benchmarks.measurement_peers", "loop", str(model)]
+    argv += ["--warmups", str(warmups), "--values", str(values)]
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
+    return [int(ns) for ns in json.loads(done.stdout)]
+
+
+def _pyperf(asked: argparse.Namespace, rest: list[str]) -> None:
+    """``pyperf.Runner.bench_func`` around one inference; pyperf starts us again as its worker."""
+    runner = pyperf.Runner(
+        processes=1,
+        values=asked.values,
+        warmups=asked.warmups,
+        loops=1,
+        program_args=("-m", "benchmarks.measurement_peers", "pyperf", str(asked.model)),
+    )
+    inference: Inference = _nothing
+    if "--worker" in rest:
+        loaded = session(asked.model)
+        inputs = feed(loaded)
+        inference = lambda: loaded.run(None, inputs)  # noqa: E731 - the least that pyperf calls
+    runner.parse_args([*rest, "--quiet"])
+    runner.bench_func(asked.model.stem, inference)
+
+
+def _nothing() -> None:
+    """What pyperf's manager is given, which runs nothing itself."""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("way", choices=("loop", "pyperf"))
+    options.add_argument("model", type=Path)
+    options.add_argument("--warmups", type=int, default=1)
+    options.add_argument("--values", type=int, default=1)
+    asked, rest = options.parse_known_args()
+    if asked.way == "pyperf":
+        _pyperf(asked, rest)
+        return
+    print(json.dumps(loop_ns(asked.model, asked.warmups, asked.values)))
+
+
+if __name__ == "__main__":
+    main()

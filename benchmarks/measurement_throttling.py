@@ -1,0 +1,235 @@
+"""Verdicts beside the truth: runs that physics throttled, and runs that it left alone.
+
+Input: boards of little heat capacity and small batteries. Output: rows and bars.
+The truth is what the boards' physics did to their clock, read from the page that slows them down,
+not from anything that the agent sees. Heat and charge are set before each run so that the trip, or
+the firmware's cap for a weak battery, comes while the run lasts: when exactly is chance.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.measurement_boards import SEED, Boards, ModelFile
+from benchmarks.measurement_samples import keep, kept
+from benchmarks.result import Bar
+from device_agents.contract import MeasurementRecord, RunSpec, StoppingRule
+from harness.virtual import rack
+from harness.virtual.clock import ClockPage
+from harness.virtual.spec import BatterySpec, RackSpec, VirtualBoardSpec
+
+_CAP_PCT = 15.0
+_FULL_WH = 0.1
+_PCT_PER_BUSY_S = 5.5 / 3600 / _FULL_WH * 100
+
+
+def _board(number: int) -> VirtualBoardSpec:
+    """From 31 °C to its trip in two busy seconds, and cool again as soon."""
+    return VirtualBoardSpec(
+        f"hot-{number}",
+        base_stretch=1.0,
+        thermal_resistance_c_per_w=12.0,
+        heat_capacity_j_per_c=0.25,
+        idle_power_w=0.5,
+        core_power_w=5.0,
+        soft_trip_c=60.0,
+        hard_trip_c=120.0,
+        battery=BatterySpec(
+            charge_pct=90.0, energy_full_wh=_FULL_WH, cap_below_pct=_CAP_PCT, cap_freq_khz=750_000
+        ),
+    )
+
+
+RACK = RackSpec(boards=tuple(_board(n) for n in range(1, 4)), seed=SEED)
+"""Three, so that two cool down while one is measured."""
+
+STOPPING = StoppingRule(
+    warmup_min=10,
+    warmup_max=50,
+    samples_min=30,
+    samples_max=20_000,
+    ci_fraction=1e-6,
+    max_seconds=2.0,
+)
+
+HEAT, BATTERY, CLEAN = "heat", "battery", "clean"
+POLL_S = 0.01
+FULL_CLOCK = 1.0 + 1e-6
+LEAST_MARKED = 1.0
+MOST_WRONGLY = 0.02
+
+DURING, THROUGHOUT, NEAR, NEVER = "during", "throughout", "near", "never"
+"""Of a run's clock: lowered in the timed loop and not all along; lowered all along; lowered only
+outside the loop; never lowered."""
+
+Row = dict[str, Any]
+Span = tuple[int, int]
+"""From and to, in ns of CLOCK_MONOTONIC."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run. planted: what it was set up for. truth: what physics did. reasons: the verdict's."""
+
+    planted: str
+    truth: str
+    valid: bool
+    reasons: tuple[str, ...]
+
+
+class PhysicsLog:
+    """A board's slowness over time, as its physics sets it. A context manager.
+
+    slow: spans of time in which the clock was below full.
+    """
+
+    def __init__(self, page: Path) -> None:
+        self._page = ClockPage(page)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="physics-log", daemon=True)
+        self.slow: list[Span] = []
+
+    def __enter__(self) -> PhysicsLog:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._page.close()
+
+    def _watch(self) -> None:
+        since_ns: int | None = None
+        while True:
+            ended = self._ended.wait(POLL_S)
+            now_ns = time.monotonic_ns()
+            slow = self._page.stretch > FULL_CLOCK
+            if slow and since_ns is None:
+                since_ns = now_ns
+            if since_ns is not None and (ended or not slow):
+                self.slow.append((since_ns, now_ns))
+                since_ns = None
+            if ended:
+                return
+
+
+def truth_of(slow: Sequence[Span], run: Span, loop: Span) -> str:
+    """What physics did to a run. run: all of it; loop: its timed loop, inside."""
+    in_loop = any(start < loop[1] and end > loop[0] for start, end in slow)
+    if any(start <= run[0] and end >= loop[1] for start, end in slow):
+        return THROUGHOUT
+    if in_loop:
+        return DURING
+    return NEAR if any(start < run[1] and end > run[0] for start, end in slow) else NEVER
+
+
+def spans_of(record: MeasurementRecord) -> tuple[Span, Span]:
+    """The run and its timed loop. States are before, warm, during (the first as the loop begins)
+    and after.
+    """
+    times_ns = [state.monotonic_ns for state in record.states]
+    length_ns = record.timed_ns or sum(record.latency_ns)
+    return (times_ns[0], times_ns[-1]), (times_ns[2], min(times_ns[2] + length_ns, times_ns[-1]))
+
+
+def plan(throttled: int, clean: int) -> list[str]:
+    """What each run is set up for, in random order: heat and battery by turns."""
+    kinds = [HEAT if n % 2 == 0 else BATTERY for n in range(throttled)] + [CLEAN] * clean
+    random.Random(SEED).shuffle(kinds)  # noqa: S311 - an order, not a secret
+    return kinds
+
+
+def next_kind(planned: Sequence[str], runs: Sequence[Judged], wanted: int) -> str | None:
+    """What to set up next: the plan, then more of heat and battery until ``wanted`` runs were
+    throttled while they were timed. None at the end, also where planting does not succeed.
+    """
+    if len(runs) < len(planned):
+        return planned[len(runs)]
+    lacking = wanted > sum(run.truth == DURING for run in runs)
+    if not lacking or len(runs) >= len(planned) + wanted:
+        return None
+    return HEAT if len(runs) % 2 == 0 else BATTERY
+
+
+def measured(boards: Boards, model: ModelFile, number: int, kind: str) -> Judged:
+    """One run in a session of its own, or as it is stored. Raises HarnessError."""
+    path = boards.folder / "throttling" / f"{number:03d}.json.z"
+    board_id = RACK.boards[number % len(RACK.boards)].board_id
+    spec = RunSpec(
+        campaign_id=f"throttling-{number}",
+        board_id=board_id,
+        model_sha256=model.sha256,
+        runtime="ort",
+        stopping=STOPPING,
+    )
+    slow = kept(path)
+    if slow is None or not boards.known([spec]):
+        _set_up(boards.rack, board_id, kind, random.Random(f"{SEED}:{number}"))  # noqa: S311
+        with PhysicsLog(boards.clock_page(board_id)) as log:
+            boards.measure([spec], [model])
+        slow = log.slow
+        keep(path, slow)
+    (record,) = boards.measure([spec], [model])
+    return judged(kind, [(start, end) for start, end in slow], record)
+
+
+def judged(kind: str, slow: Sequence[Span], record: MeasurementRecord) -> Judged:
+    verdict = record.verdict
+    if verdict is None:
+        raise RuntimeError(f"run {record.run_id}: {record.error}")
+    truth = truth_of(slow, *spans_of(record))
+    return Judged(kind, truth, verdict.valid, tuple(reason.value for reason in verdict.reasons))
+
+
+def _set_up(folder: Path, board_id: str, kind: str, rng: random.Random) -> None:
+    """A warm room, a battery about to be weak, or neither. The start takes a busy second."""
+    ambient_c = rng.uniform(25.0, 36.0) if kind == HEAT else -20.0
+    charge_pct = 90.0
+    if kind == BATTERY:
+        charge_pct = _CAP_PCT + rng.uniform(1.2, 2.8) * _PCT_PER_BUSY_S
+    rack.set_environment(folder, board_id, ambient_c=ambient_c, charge_pct=charge_pct)
+
+
+def throttling_rows(runs: Sequence[Judged]) -> list[Row]:
+    """A row for each plant and truth that occurred."""
+    rows: list[Row] = []
+    for planted, truth in sorted({(run.planted, run.truth) for run in runs}):
+        those = [run for run in runs if (run.planted, run.truth) == (planted, truth)]
+        reasons = Counter(reason for run in those for reason in run.reasons)
+        rows.append(
+            {
+                "part": "throttling",
+                "planted": planted,
+                "clock_lowered": truth,
+                "runs": len(those),
+                "invalid": sum(not run.valid for run in those),
+                "reasons": dict(reasons.most_common()),
+            }
+        )
+    return rows
+
+
+def throttling_bars(runs: Sequence[Judged]) -> list[Bar]:
+    """Of the runs whose clock physics lowered in the timed loop, and of those it left alone."""
+    bars = []
+    for truth, what, op, limit in (
+        (DURING, "throttled in the timed loop: marked invalid", ">=", LEAST_MARKED),
+        (NEVER, "never throttled: wrongly marked invalid", "<=", MOST_WRONGLY),
+    ):
+        those = [run for run in runs if run.truth == truth]
+        share = sum(not run.valid for run in those) / len(those) if those else float("nan")
+        bars.append(Bar(f"{len(those)} runs {what}", share, op, limit))
+    return bars
