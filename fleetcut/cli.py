@@ -128,13 +128,13 @@ def _add_rack(subparsers: Subparsers) -> None:
     def handler(console: Console, a: argparse.Namespace) -> int:
         from fleetcut import rack
 
-        boards = rack.Boards(a.seed, a.behaviours, a.each)
+        boards = rack.Boards(a.seed, a.behaviours, a.each, a.sshd)
         return rack.ACTIONS[a.action](console, a.folder, boards)
 
     parser = _verb(
         subparsers,
         "rack",
-        "start, show or end the embedded rack of simulated boards",
+        "start, show or end a rack of simulated boards",
         "fleetcut rack up && fleetcut check --inventory rack/inventory.yaml",
         handler,
     )
@@ -147,6 +147,10 @@ def _add_rack(subparsers: Subparsers) -> None:
         "(default: two boards of each of the first three)",
     )  # fmt: skip
     parser.add_argument("--each", type=int, default=2, help="boards of each of --behaviours")
+    parser.add_argument(
+        "--sshd", action="store_true",
+        help="each board an OpenSSH server whose processes see its files below / (needs root)",
+    )  # fmt: skip
 
 
 def _add_boards(subparsers: Subparsers) -> None:

@@ -1,4 +1,4 @@
-"""The embedded rack from the command line: up, status, down.
+"""The rack of simulated boards from the command line: up, status, down.
 
 Input: a folder, and of which boards. Output: an exit status; what runs is said on the console,
 called simulated.
@@ -19,11 +19,15 @@ from harness.virtual.spec import RackSpec, behaviours_rack, demo_rack
 
 @dataclass(frozen=True)
 class Boards:
-    """Which boards a rack has. behaviours: names with commas between; None: the demo's six."""
+    """Which boards a rack has. behaviours: names with commas between; None: the demo's six.
+
+    sshd: OpenSSH servers in namespaces of their own, and not embedded ones.
+    """
 
     seed: int = 0
     behaviours: str | None = None
     each: int = 2
+    sshd: bool = False
 
     def spec(self) -> RackSpec:
         """Raises RackError for behaviours that there are not."""
@@ -38,7 +42,7 @@ class Boards:
 
 def rack_up(console: Console, folder: Path, boards: Boards) -> int:
     """Start the rack, or say that it runs."""
-    return _show(console, folder, up(folder, boards.spec()))
+    return _show(console, folder, up(folder, boards.spec(), sshd=boards.sshd))
 
 
 def rack_status(console: Console, folder: Path, _boards: Boards) -> int:

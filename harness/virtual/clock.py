@@ -20,7 +20,7 @@ from harness.virtual.errors import RackError
 
 PAGE_ENV = "FLEETCUT_CLOCK_PAGE"
 
-_MAGIC = int.from_bytes(b"FCTCLCK2", "little")
+_MAGIC = int.from_bytes(b"FCTCLCK3", "little")
 _PAGE_BYTES = 4096
 
 
@@ -34,6 +34,7 @@ class _Layout(ctypes.Structure):
         ("memory_bytes_per_s", ctypes.c_uint64),
         ("cache_bytes", ctypes.c_uint64),
         ("malloc_ns", ctypes.c_uint64),
+        ("cpu_ns", ctypes.c_uint64),
     )
 
 
@@ -52,6 +53,7 @@ class ClockPage:
         if self._words.magic != _MAGIC:
             self._words.stretch_ppb = 10**9
             self._words.busy_ns = 0
+            self._words.cpu_ns = 0
             self._words.magic = _MAGIC
 
     @property
@@ -77,6 +79,11 @@ class ClockPage:
     def busy_s(self) -> float:
         """Core-seconds that the board's processes have run, on the board's own slower cores."""
         return int(self._words.busy_ns) / 1e9
+
+    @property
+    def cpu_s(self) -> float:
+        """The CPU time behind busy_s, waiting included, as the host's kernel counts it."""
+        return int(self._words.cpu_ns) / 1e9
 
     def close(self) -> None:
         del self._words

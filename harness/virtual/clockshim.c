@@ -8,7 +8,8 @@
  *   - the bytes of the pages that the process touched, beyond `cache_bytes`, at
  *     `memory_bytes_per_s`: slow memory behind a small cache. Only the main thread, at a look at
  *     CLOCK_MONOTONIC, pays this. The kernel says which pages: their accessed bits.
- * And `busy_ns` in the page, the CPU time of the board's processes on its own, slower cores.
+ * And in the page `busy_ns`, the CPU time of the board's processes on its own, slower cores, and
+ * `cpu_ns`, what of it the host's kernel has charged to them, the wait included.
  *
  * Without the page, or with stretch 1 and nothing else, nothing waits. The wait's own CPU time is
  * charged to nobody.
@@ -32,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE_MAGIC 0x324b434c43544346ull /* "FCTCLCK2", little-endian */
+#define PAGE_MAGIC 0x334b434c43544346ull /* "FCTCLCK3", little-endian */
 #define NS_PER_S 1000000000ull
 #define SPIN_NS 500000ull      /* spun: on a busy machine a sleeper wakes this late */
 #define DEBT_MIN_NS 1000ull    /* less is left to grow: waiting it off would cost more than it */
@@ -47,6 +48,7 @@ struct page {
     uint64_t memory_bytes_per_s; /* 0: as fast as the host's */
     uint64_t cache_bytes;
     uint64_t malloc_ns; /* 0: as fast as the host's */
+    _Atomic uint64_t cpu_ns;
 };
 
 typedef int (*clock_gettime_fn)(clockid_t, struct timespec *);
@@ -98,8 +100,10 @@ static void account(uint64_t ppb)
     uint64_t gone = accounted_cpu_ns + atomic_exchange(&waited_cpu_ns, 0);
     if (cpu > gone)
         atomic_fetch_add_explicit(&page->busy_ns, scaled(cpu - gone, ppb), memory_order_relaxed);
-    if (cpu > accounted_cpu_ns)
+    if (cpu > accounted_cpu_ns) {
+        atomic_fetch_add_explicit(&page->cpu_ns, cpu - accounted_cpu_ns, memory_order_relaxed);
         accounted_cpu_ns = cpu;
+    }
     atomic_flag_clear_explicit(&accounting, memory_order_release);
 }
 

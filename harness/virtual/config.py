@@ -34,12 +34,14 @@ class RackConfig:
 
     python: the interpreter that the boards call python3. library: the built clockshim.
     ports: (board_id, port) as they were the last time, to be had again where they are free.
+    sshd: boards with an OpenSSH server and namespaces of their own, in place of embedded ones.
     """
 
     spec: RackSpec
     python: str
     library: str
     ports: tuple[tuple[str, int], ...] = ()
+    sshd: bool = False
 
 
 _CONFIG_TYPE = TypeAdapter(RackConfig)

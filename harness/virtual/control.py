@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,13 @@ def ask(folder: Path, request: Request) -> Reply:
     return dict(reply)
 
 
-async def answer(folder: Path, handle: Callable[[Request], Reply]) -> asyncio.Server:
+async def answer(folder: Path, handle: Callable[[Request], Awaitable[Reply]]) -> asyncio.Server:
     """Serves requests with ``handle``; what it raises as RackError or ValueError is the answer."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             try:
-                reply = handle(json.loads(await reader.readline()))
+                reply = await handle(json.loads(await reader.readline()))
             except (RackError, ValueError, KeyError) as error:
                 reply = {"error": str(error)}
             writer.write(json.dumps(reply).encode() + b"\n")

@@ -11,7 +11,7 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -68,6 +68,15 @@ def carriers(variable: str, value_prefix: str) -> list[int]:
         for pid, _, state in _process_table()
         if state != "Z" and pid != os.getpid() and carries(pid, variable, value_prefix)
     ]
+
+
+def count_named(pids: Iterable[int], prefix: str) -> int:
+    """How many of ``pids`` live under a name that begins with ``prefix``."""
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").startswith(prefix)
+    return found
 
 
 def kill_all(find: Callable[[], list[int]]) -> int:

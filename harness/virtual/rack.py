@@ -22,8 +22,10 @@ import asyncssh
 from harness.virtual import config as files
 from harness.virtual import control, processes
 from harness.virtual.board import board_paths
+from harness.virtual.cgroup import leftover_cgroups, remove_cgroups
 from harness.virtual.clock import PAGE_ENV, build_shim, require_touched_pages
 from harness.virtual.errors import RackError
+from harness.virtual.namespace import require_namespaces
 from harness.virtual.spec import RackSpec
 
 _DOWN_TIMEOUT_S = 30.0
@@ -68,24 +70,32 @@ class RackStatus:
         return self.folder / files.PLANTED
 
 
-def up(folder: Path, spec: RackSpec, python: str = sys.executable) -> RackStatus:
+def up(
+    folder: Path, spec: RackSpec, python: str = sys.executable, *, sshd: bool = False
+) -> RackStatus:
     """Starts the rack, unless this very rack runs already, and returns once every board listens.
+
+    sshd: each board is an OpenSSH server in namespaces of its own, which needs root; otherwise
+    they are embedded in one process, which needs nothing.
 
     Keys, homes and, where they are free, ports are those of the last time. The rack outlives the
     caller and its terminal. Raises RackError, also when another rack runs in this folder.
     """
     if any(board.memory_bytes_per_s for board in spec.boards):
         require_touched_pages()
+    if sshd:
+        require_namespaces()
     folder = _prepared(folder)
     with _one_at_a_time(folder):
         if control.holder_pid(folder) is not None:
-            if files.read_config(folder).spec != spec:
+            running = files.read_config(folder)
+            if (running.spec, running.sshd) != (spec, sshd):
                 raise RackError(f"{folder}: another rack runs here. Next: fleetcut rack down")
             return status(folder)
         _end_leftovers(folder)
         try:
             _write_keys(folder, spec)
-            files.write_config(folder, _config(folder, spec, python))
+            files.write_config(folder, _config(folder, spec, python, sshd))
             _start_server(folder)
         except OSError as error:
             raise RackError(
@@ -172,9 +182,9 @@ def _key_at(path: Path) -> None:
     spooled.replace(path)
 
 
-def _config(folder: Path, spec: RackSpec, python: str) -> files.RackConfig:
+def _config(folder: Path, spec: RackSpec, python: str, sshd: bool) -> files.RackConfig:
     ports = tuple((board_id, port) for board_id, port in files.read_ports(folder).items())
-    return files.RackConfig(spec, python, str(build_shim(folder)), ports)
+    return files.RackConfig(spec, python, str(build_shim(folder)), ports, sshd)
 
 
 def _start_server(folder: Path) -> None:
@@ -225,5 +235,8 @@ def _end_server(folder: Path) -> None:
 
 
 def _end_leftovers(folder: Path) -> None:
-    """Ends what a crashed rack left running: processes that carry a clock page of this folder."""
+    """Ends what a crashed rack left running: what is in its cgroups or carries its clock pages."""
+    for cgroup in leftover_cgroups(folder):
+        processes.kill_all(cgroup.pids)
     processes.kill_all(lambda: processes.carriers(PAGE_ENV, f"{folder}/boards/"))
+    remove_cgroups(folder)

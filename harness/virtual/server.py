@@ -13,33 +13,34 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
 from harness.virtual import config as files
 from harness.virtual import control, processes
-from harness.virtual.board import VirtualBoard
-from harness.virtual.clock import PAGE_ENV
+from harness.virtual.access import Access, EmbeddedAccess, Keys
+from harness.virtual.board import VirtualBoard, board_paths
+from harness.virtual.cgroup import remove_cgroups
 from harness.virtual.errors import RackError
+from harness.virtual.namespace import NamespaceBoard
 from harness.virtual.physics import charge_pct
-from harness.virtual.session import BoardFiles, BoardServer, Children, run_command
-from harness.virtual.watch import WriteWatch
+from harness.virtual.session import Children
+from harness.virtual.spec import VirtualBoardSpec
+from harness.virtual.sshd import SshdAccess
+from harness.virtual.watch import OpenWatch, WriteWatch
 
 STEP_S = 0.25
 _LONGEST_STEP_S = 60.0  # a host that slept did not heat its boards
-_LOGIN_TIMEOUT_S = 300
 
 
-@dataclass
+@dataclass(frozen=True)
 class Slot:
-    """A board, its listener, and who is connected to it."""
+    """A board, and how it is reached."""
 
     board: VirtualBoard
-    acceptor: asyncssh.SSHAcceptor
-    connections: set[asyncssh.SSHServerConnection] = field(default_factory=set)
+    access: Access
 
 
 class RackServer:
@@ -51,6 +52,7 @@ class RackServer:
         self._slots: dict[str, Slot] = {}
         self._children = Children()
         self._watch = WriteWatch()
+        self._opens = OpenWatch() if self.config.sshd else None
         self._by_policy_folder: dict[Path, VirtualBoard] = {}
         self._control: asyncio.Server | None = None  # held, or it would be collected
 
@@ -64,6 +66,8 @@ class RackServer:
         try:
             await self._listen()
             loop.add_reader(self._watch.fd, self._on_written)
+            if self._opens is not None:
+                loop.add_reader(self._opens.fd, self._opens.answer)
             self._control = await control.answer(self.folder, self.handle)
             _tell(ready_fd, {"pid": os.getpid()})
             physics = asyncio.create_task(self._run_physics())
@@ -72,10 +76,12 @@ class RackServer:
             if physics.done():
                 physics.result()
             physics.cancel()
+        except RackError as error:
+            _tell(ready_fd, {"error": str(error)})
         finally:
             self._shut_down()
 
-    def handle(self, request: control.Request) -> control.Reply:
+    async def handle(self, request: control.Request) -> control.Reply:
         """One control request. Raises RackError, ValueError or KeyError for a bad one."""
         verb = request["verb"]
         if verb == "status":
@@ -85,7 +91,8 @@ class RackServer:
             known = ", ".join(self._slots)
             raise RackError(f"no board {request['board_id']!r}. Next: use one of {known}")
         if verb == "reboot":
-            self._reboot(slot)
+            await slot.access.restart(slot.board.boot)
+            self._watch_policy(slot.board)
         elif verb == "set":
             slot.board.set_environment(
                 ambient_c=request["ambient_c"], charge_pct=request["charge_pct"]
@@ -97,46 +104,27 @@ class RackServer:
     async def _listen(self) -> None:
         client_key = asyncssh.read_private_key(self.folder / files.CLIENT_KEY).convert_to_public()
         ports = dict(self.config.ports)
-        listening = []
+        opening, listening = [], []
         for spec in self.config.spec.boards:
-            board = VirtualBoard(spec, self.folder, self.config.python, Path(self.config.library))
-            host_key = asyncssh.read_private_key(board.paths.host_key)
-            connections: set[asyncssh.SSHServerConnection] = set()
-            acceptor = await self._acceptor(
-                board, host_key, client_key, connections, ports.get(spec.board_id, 0)
-            )
-            self._slots[spec.board_id] = Slot(board, acceptor, connections)
-            self._watch_policy(board)
-            fingerprint = host_key.get_fingerprint("sha256")
-            listening.append(files.Listening(spec.board_id, acceptor.get_port(), fingerprint))
+            host_key = asyncssh.read_private_key(board_paths(self.folder, spec.board_id).host_key)
+            slot = self._slot(spec, Keys(client_key, host_key))
+            self._slots[spec.board_id] = slot
+            self._watch_policy(slot.board)
+            opening.append(slot.access.open(ports.get(spec.board_id, 0)))
+        await asyncio.gather(*opening)
+        for board_id, slot in self._slots.items():
+            fingerprint = slot.access.keys.host.get_fingerprint("sha256")
+            listening.append(files.Listening(board_id, slot.access.port, fingerprint))
         files.write_inventory(self.folder, self.config.spec, tuple(listening))
 
-    async def _acceptor(
-        self,
-        board: VirtualBoard,
-        host_key: asyncssh.SSHKey,
-        client_key: asyncssh.SSHKey,
-        connections: set[asyncssh.SSHServerConnection],
-        port: int,
-    ) -> asyncssh.SSHAcceptor:
-        """Listens on ``port``, or on a free one when somebody else has it by now."""
-        listen = partial(
-            asyncssh.listen,
-            files.HOST,
-            server_factory=partial(BoardServer, connections, client_key),
-            server_host_keys=[host_key],
-            process_factory=partial(run_command, self._children, board),
-            sftp_factory=partial(BoardFiles, home=str(board.paths.home)),
-            encoding=None,
-            line_editor=False,
-            allow_pty=False,
-            compression_algs=None,
-            login_timeout=_LOGIN_TIMEOUT_S,
-        )
-        try:
-            return await listen(port)
-        except OSError:
-            return await listen(0)
+    def _slot(self, spec: VirtualBoardSpec, keys: Keys) -> Slot:
+        python, library = self.config.python, Path(self.config.library)
+        if self._opens is None:
+            board = VirtualBoard(spec, self.folder, python, library)
+            return Slot(board, EmbeddedAccess(board, keys, self._children))
+        own = NamespaceBoard(spec, self.folder, python, library)
+        own.watch_stat(self._opens)
+        return Slot(own, SshdAccess(own, keys, self._children))
 
     async def _run_physics(self) -> None:
         last_s = time.monotonic()
@@ -157,25 +145,15 @@ class RackServer:
         for folder, name in self._watch.written():
             self._by_policy_folder[folder].policy_written(name)
 
-    def _reboot(self, slot: Slot) -> None:
-        """Power off and on: connections drop, every process of the board dies, boot_id is new."""
-        for connection in list(slot.connections):
-            connection.abort()
-        page = str(slot.board.paths.clock_page)
-        processes.kill_all(
-            lambda: [p for p in processes.descendants() if processes.carries(p, PAGE_ENV, page)]
-        )
-        slot.board.boot()
-        self._watch_policy(slot.board)
-
     def _shut_down(self) -> None:
         for slot in self._slots.values():
-            slot.acceptor.close()
-            for connection in list(slot.connections):
-                connection.abort()
+            slot.access.close()
         processes.kill_all(processes.descendants)
         asyncio.get_running_loop().remove_reader(self._watch.fd)
         self._watch.close()
+        if self._opens is not None:
+            self._opens.close()
+            remove_cgroups(self.folder)
         control.remove_socket(self.folder)
 
 
@@ -183,13 +161,13 @@ def _board_status(slot: Slot) -> control.Reply:
     board = slot.board
     return {
         "board_id": board.spec.board_id,
-        "port": slot.acceptor.get_port(),
+        "port": slot.access.port,
         "boot_id": board.boot_id,
         "temp_c": round(board.state.temp_c, 2),
         "reported_freq_khz": board.state.requested_khz,
         "charge_pct": charge_pct(board.spec, board.state),
         "throttle_bits": board.state.throttle_bits,
-        "connections": len(slot.connections),
+        "connections": slot.access.connections(),
     }
 
 

@@ -181,6 +181,7 @@ def _identity_files(spec: VirtualBoardSpec, boot_id: str) -> dict[str, str]:
         "proc/sys/kernel/hostname": f"{spec.board_id}\n",
         "proc/sys/kernel/osrelease": f"{platform.release()}\n",
         "proc/sys/kernel/random/boot_id": f"{boot_id}\n",
+        "sys/class/dmi/id/product_name": f"{MODEL}\n",
         "etc/hostname": f"{spec.board_id}\n",
         "etc/os-release": (
             'PRETTY_NAME="fleetcut virtual board OS (simulated)"\n'
