@@ -22,6 +22,7 @@ from device_agents.contract import (
     StoppingRule,
 )
 from device_agents.errors import RunFailedError
+from device_agents.heat import Burners
 from device_agents.home import Inputs
 from device_agents.memory import peak_rss_bytes, reset_peak_rss
 from device_agents.platforms import Linux
@@ -49,13 +50,18 @@ class Identity:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a run needs of its board. clock_khz: the measured clock of the calling thread."""
+    """What a run needs of its board. clock_khz: the measured clock of the calling thread.
+
+    burners: the worker's, for a Heat that keeps the band during the run; None where no run of the
+    session asks for a least temperature.
+    """
 
     identity: Identity
     platform: Linux
     inputs: Inputs
     scratch: Path
     clock_khz: Callable[[], Optional[int]]
+    burners: Optional[Burners] = None
 
 
 def measure(spec: RunSpec, bench: Bench) -> MeasurementRecord:

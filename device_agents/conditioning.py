@@ -49,11 +49,14 @@ class Conditioner:
         """What no child of the worker may keep open: they hold the watchdog back."""
         return self._watchdog.fds
 
-    def prepare(self, conditions: Sequence[Condition]) -> Optional[Burners]:
+    @property
+    def burners(self) -> Optional[Burners]:
+        return self._burners
+
+    def prepare(self, conditions: Sequence[Condition]) -> None:
         """Make the burners that any of these will need, before the measuring process is made."""
         if self._burners is None and any(c.temp_c_min is not None for c in conditions):
             self._burners = Burners(self._close_fds)
-        return self._burners
 
     @contextlib.contextmanager
     def hold(self, condition: Condition, limit_s: float) -> Iterator[None]:

@@ -157,6 +157,7 @@ class _Worker:
             inputs=Inputs(home),
             scratch=home.scratch,
             clock_khz=effective_freq_khz,
+            burners=self._conditioner.burners,
         )
 
     def _wait(self, seconds: float) -> None:

@@ -396,11 +396,14 @@ def test_heat_is_reached_before_the_run(tree, tmp_path, prepared):
     condition = Condition(temp_c_min=60)
     held = conditioner(tree, tmp_path, wait=lambda seconds: heated(tree, 70))
     if prepared:
-        assert held.prepare([Condition(), condition]) is not None
+        held.prepare([Condition(), condition])
+        assert held.burners is not None
     with held.hold(condition, 1000):
         assert Linux(tree.root).observe().temp_c() == 70
 
 
 def test_burners_are_made_only_where_a_run_needs_them(tree, tmp_path):
     conditions = [Condition(), Condition(temp_c_max=50)]
-    assert conditioner(tree, tmp_path).prepare(conditions) is None
+    held = conditioner(tree, tmp_path)
+    held.prepare(conditions)
+    assert held.burners is None
