@@ -19,7 +19,7 @@ import re
 import stat
 import subprocess
 import sys
-from typing import List
+from typing import List, Optional
 
 NVPMODEL = "/usr/sbin/nvpmodel"
 _REFUSED = 2
@@ -79,6 +79,15 @@ def _write(path: str, value: str, sys_folder: str) -> int:
 def _set_mode(number: str, nvpmodel: str) -> int:
     if not _MODE.fullmatch(number):
         return _no(_REFUSED, f"a power mode is a number, not {number[:40]!r}")
+    complaint = run_nvpmodel(number, nvpmodel)
+    return 0 if complaint is None else _no(_FAILED, complaint)
+
+
+def run_nvpmodel(number: str, nvpmodel: str = NVPMODEL) -> Optional[str]:
+    """Set a power mode, as root. Returns what nvpmodel says against it, None when it is done.
+
+    Raises OSError and subprocess.SubprocessError.
+    """
     done = subprocess.run(
         [nvpmodel, "-m", number],
         # Some modes ask whether to reboot now. The answer is no.
@@ -89,10 +98,10 @@ def _set_mode(number: str, nvpmodel: str) -> int:
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
         cwd="/",
     )
-    if done.returncode != 0:
-        said = done.stdout.decode("utf-8", "replace").split("\n")
-        return _no(_FAILED, " ".join(line for line in said if line)[:300] or "nvpmodel failed")
-    return 0
+    if done.returncode == 0:
+        return None
+    said = done.stdout.decode("utf-8", "replace").splitlines()
+    return " ".join(line for line in said if line)[:300] or "nvpmodel failed"
 
 
 def _no(status: int, text: str) -> int:

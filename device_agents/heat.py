@@ -47,9 +47,9 @@ class Burners:
         self._pids: List[int] = []
         for _ in os.sched_getaffinity(0):
             pid = fork(_burn, kept)
-            self._pids.append(pid)
             # Until it rests: a SIGCONT before its own SIGSTOP would be lost.
-            os.waitpid(pid, os.WUNTRACED)
+            if os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]):
+                self._pids.append(pid)
 
     def work(self) -> None:
         self._signal(signal.SIGCONT)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from device_agents.fleetcut_set import NVPMODEL
+from device_agents.fleetcut_set import run_nvpmodel
 from device_agents.sysfs import Root
 
 HELPER = "/usr/local/sbin/fleetcut-set"
@@ -44,11 +44,15 @@ def write(root: Root, relative: str, value: str) -> None:
 
 def set_nvpmodel(number: str) -> None:
     """Set a power mode by its number, as root or by the helper. Raises OSError."""
-    if os.geteuid() == 0:
-        _run([NVPMODEL, "-m", number])
+    if os.geteuid() != 0:
+        _help(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "nvpmodel", number)
         return
-    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    _help(refused, "nvpmodel", number)
+    try:
+        complaint = run_nvpmodel(number)
+    except subprocess.SubprocessError as error:
+        raise OSError(errno.ETIMEDOUT, str(error)) from None
+    if complaint is not None:
+        raise OSError(errno.EIO, complaint)
 
 
 def helper_works() -> bool:
@@ -96,23 +100,17 @@ def _help(refused: OSError, *argv: str) -> None:
     if os.geteuid() == 0:
         raise refused
     try:
-        _run(["sudo", "-n", HELPER, *argv])
-    except FileNotFoundError:
-        raise refused from None
-
-
-def _run(command: List[str]) -> None:
-    try:
         done = subprocess.run(
-            command,
-            # A mode that asks whether to reboot now reads an end of file for an answer.
+            ["sudo", "-n", HELPER, *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             timeout=_TIMEOUT_S,
         )
+    except FileNotFoundError:
+        raise refused from None
     except subprocess.TimeoutExpired:
-        raise OSError(errno.ETIMEDOUT, f"{command[0]} gave no answer") from None
+        raise OSError(errno.ETIMEDOUT, f"{HELPER} gave no answer") from None
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise OSError(errno.EACCES, said[-1] if said else f"{command[0]} failed")
+        raise OSError(errno.EACCES, said[-1] if said else f"{HELPER} failed")

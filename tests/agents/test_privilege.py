@@ -173,6 +173,19 @@ def test_a_power_mode_is_nothing_but_a_number(nvpmodel, tmp_path, number, capsys
     assert not (tmp_path / "asked").exists()
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_root_sets_a_power_mode_without_the_helper(nvpmodel, tmp_path, monkeypatch, status):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    run = fleetcut_set.run_nvpmodel
+    monkeypatch.setattr(privilege, "run_nvpmodel", lambda number: run(number, nvpmodel))
+    if status == 0:
+        privilege.set_nvpmodel("2")
+        assert (tmp_path / "asked").read_text() == "-m 2\nno\n"
+    else:
+        with pytest.raises(OSError, match="NVPM ERROR: no such mode"):
+            privilege.set_nvpmodel("9")
+
+
 def test_a_virtual_board_is_written_directly_or_not_at_all(tree, monkeypatch):
     tree.put(tree.cpufreq)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("no helper here"))
