@@ -295,6 +295,20 @@ agent start s > @OUT@/started
 agent attach s > @OUT@/journal
 cat /mnt/out/seen > @OUT@/seen
 cat /sys/devices/system/cpu/cpufreq/policy0/scaling_governor > @OUT@/governor
+touch /mnt/out/gate; as_tester mkfifo /mnt/out/arrived /mnt/out/go
+agent start killed > @OUT@/started
+read arrived < /mnt/out/arrived
+cat /sys/devices/system/cpu/cpufreq/policy0/scaling_governor > @OUT@/held
+@PYTHON@ -c 'import json, os, select
+worker = json.load(open("/mnt/home/sessions/killed/worker.lock"))["pid"]
+stats = [open("/proc/%s/stat" % n).read() for n in os.listdir("/proc") if n.isdigit()]
+children = [int(s.split()[0]) for s in stats if s.rsplit(")")[1].split()[1] == str(worker)]
+(watchdog,) = [pid for pid in children if os.getsid(pid) == pid]
+ended = os.pidfd_open(watchdog)
+os.kill(worker, 9)
+assert select.select([ended], [], [], 60)[0]
+'
+cat /sys/devices/system/cpu/cpufreq/policy0/scaling_governor > @OUT@/after-kill
 status() { if "$@" 2>> @OUT@/refusals; then echo 0; else echo $?; fi; }
 {
     status as_tester sudo -n /usr/local/sbin/fleetcut-set write /etc/passwd x
@@ -313,11 +327,18 @@ def test_a_user_without_rights_sets_clocks_after_the_printed_commands(
 ):
     skip_without_a_system()
     tree.put(tree.cpufreq)
-    on_bench = f"open('/mnt/out/seen', 'w').write(open('/{GOVERNOR}').read())"
+    on_bench = f"""
+open('/mnt/out/seen', 'w').write(open('/{GOVERNOR}').read())
+if os.path.exists('/mnt/out/gate'):
+    print('here', file=open('/mnt/out/arrived', 'w'), flush=True)
+    open('/mnt/out/go').read()
+"""
     model = agent.push(stub(on_bench, python=SYSTEM_PYTHON))
     rule = StoppingRule(warmup_min=2, warmup_max=10, samples_min=5, samples_max=20)
     condition = Condition(governor="performance")
-    agent.write_specs("s", [RunSpec("c", "b", model, "executable", "fp32", 1, condition, rule)])
+    for session in ("s", "killed"):
+        run = RunSpec(session, "b", model, "executable", "fp32", 1, condition, rule)
+        agent.write_specs(session, [run])
     out = tmp_path / "out"
     out.mkdir()
     script = NAMESPACE
@@ -350,6 +371,8 @@ def test_a_user_without_rights_sets_clocks_after_the_printed_commands(
     assert record.error is None, (record.error, said)
     assert said["seen"].strip() == "performance"
     assert said["governor"].strip() == "ondemand"
+    assert said["held"].strip() == "performance"
+    assert said["after-kill"].strip() == "ondemand"
     assert said["statuses"].split() == ["2", "2", "1", "1"], said["refusals"]
     assert "this path may not be written: '/etc/passwd'" in said["refusals"]
     assert said["modes"].splitlines() == ["755 root root", "440 root root"]
