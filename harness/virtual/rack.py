@@ -205,11 +205,13 @@ def _start_server(folder: Path) -> None:
         finally:
             os.close(server_fd)
         line = ready.readline()
-    reply = json.loads(line) if line else {"error": "it ended before its boards listened"}
-    if "error" in reply:
+    if not line:
         raise RackError(
-            f"{folder}: the rack did not start: {reply['error']}. Next: read {folder / files.LOG}"
+            f"{folder}: the rack ended before its boards listened. Next: read {folder / files.LOG}"
         )
+    reply = json.loads(line)
+    if "error" in reply:
+        raise RackError(str(reply["error"]))
 
 
 def _end_server(folder: Path) -> None:

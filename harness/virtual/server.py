@@ -57,7 +57,10 @@ class RackServer:
         self._control: asyncio.Server | None = None  # held, or it would be collected
 
     async def serve(self, ready_fd: int) -> None:
-        """Until SIGTERM or SIGINT; every process on the boards has ended when it returns."""
+        """Until SIGTERM or SIGINT; every process on the boards has ended when it returns.
+
+        Raises RackError when a board cannot listen.
+        """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,8 +79,6 @@ class RackServer:
             if physics.done():
                 physics.result()
             physics.cancel()
-        except RackError as error:
-            _tell(ready_fd, {"error": str(error)})
         finally:
             self._shut_down()
 
@@ -190,7 +191,12 @@ def main(argv: list[str]) -> int:
     except (RackError, OSError) as error:
         _tell(ready_fd, {"error": str(error)})
         return 1
-    asyncio.run(server.serve(ready_fd))
+    try:
+        asyncio.run(server.serve(ready_fd))
+    except RackError as error:
+        os.close(lock_fd)  # first, so that who is told finds no rack here
+        _tell(ready_fd, {"error": str(error)})
+        return 1
     os.close(lock_fd)
     return 0
 

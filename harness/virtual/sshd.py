@@ -23,7 +23,7 @@ from harness.virtual.session import Children
 _STARTS = 5
 """Between choosing a free port and listening on it, somebody else may take it."""
 
-_LOG_CHARS = 300
+_SAID_CHARS = 200
 
 
 class SshdAccess:
@@ -50,10 +50,11 @@ class SshdAccess:
             if await self._start():
                 return
             await self._end()
-        log = (self._board.folder / "sshd.log").read_text(encoding="utf-8", errors="replace")
+        log = self._board.folder / "sshd.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["nothing"]
         raise RackError(
-            f"{self._board.spec.board_id}: sshd does not start: {log.strip()[-_LOG_CHARS:]}. "
-            f"Next: read {self._board.folder / 'sshd.log'}"
+            f"{self._board.spec.board_id}: sshd does not start and says "
+            f"{lines[-1][:_SAID_CHARS]!r}. Next: read {log}"
         )
 
     async def restart(self, boot: Callable[[], None]) -> None:
