@@ -36,6 +36,7 @@ FLEET_NETWORK = "mobilenet_v2"
 LEAST_SPEEDUP = 2.86
 """HDAP's headline for ResNet50 at 1.0 G (arXiv 2501.15240): mean over a fleet of one SKU."""
 ROUNDS = 60
+ELITE_ROUNDS = 12
 
 
 def contest(bench: Bench, runtime: str, seed: int, quick: bool) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def contest(bench: Bench, runtime: str, seed: int, quick: bool) -> list[dict[str
         else:
             shapes[peer.name] = peer.widths
     boards = {runtime: bench.board(runtime)}
-    study = Study(bench, boards, seed=seed, quick=quick)
+    study = Study(bench, boards, seed=seed, rounds=ELITE_ROUNDS, quick=quick)
     found = study.find_shape(make_objective("mean", BoardRatios([np.ones(1)])))
     shapes["fleetcut"] = found.widths
     ms = bench.measure(runtime, list(shapes.values()), ROUNDS // (3 if quick else 1))

@@ -36,6 +36,8 @@ BOARDS = 400
 SPREAD = 0.05
 """Standard deviation between boards of one kind, of the logarithm (simulated)."""
 ROUNDS = 41
+ELITE_ROUNDS = 4
+"""For each plan: five plans learn from what all measured."""
 
 
 def fleet_contest(bench: Bench, seed: int, quick: bool) -> tuple[list[dict[str, Any]], list[Bar]]:
@@ -43,7 +45,7 @@ def fleet_contest(bench: Bench, seed: int, quick: bool) -> tuple[list[dict[str, 
     ratios = fleet_ratios(seed)
     fleet = BoardRatios(list(ratios.values()))
     with boards(bench) as kinds:
-        study = Study(bench, kinds, seed=seed, quick=quick)
+        study = Study(bench, kinds, seed=seed, rounds=ELITE_ROUNDS, quick=quick)
         plans: dict[str, Widths] = {"dense": bench.space.dense_widths}
         for position, kind in enumerate(kinds):
             plans[f"best for {kind}"] = study.find_shape(only(position)).widths

@@ -6,6 +6,7 @@ with what was predicted for it. All parts are the compiler's own; only the loop 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,12 @@ RACERS = 6
 SAMPLES = 56
 SAMPLE_ROUNDS = 9
 ELITES = 8
-REMEASURE = 4
-"""How often the search's best shapes are measured and learned from."""
+PATIENCE = 2
+GAIN = 0.003
+"""The search's best shapes are measured and learned from, in rounds, until so many of them in a row
+gained less than this share."""
+FINALISTS, FINALS = 6, 3
+"""Of all that was measured the best are measured again: the least of many was lucky too."""
 BATCH = 14
 """Models in memory at once."""
 QUIET = 1.05
@@ -163,14 +168,15 @@ class Bench:
 class Study:
     """What was measured of one network on the kinds of boards of a fleet, and searches on it.
 
-    boards: by label. step: legal widths are its multiples (fewer where a group has few).
+    boards: by label. step: legal widths are its multiples, finer where a group has few.
+    rounds: of elites, at most; quick: one, and half the samples.
     """
 
     def __init__(
-        self, bench: Bench, boards: Mapping[str, Board], *, seed: int, quick: bool
+        self, bench: Bench, boards: Mapping[str, Board], *, seed: int, rounds: int, quick: bool
     ) -> None:
         self._band, self._boards = bench.band, dict(boards)
-        self._seed, self._rounds = seed, 1 if quick else REMEASURE
+        self._seed, self._rounds = seed, 1 if quick else rounds
         self._shapes: list[Widths] = []
         self._ms = np.empty((0, len(self._boards)))
         self.step = self._race(bench.space)
@@ -205,10 +211,12 @@ class Study:
     def find_shape(self, objective: Objective) -> Found:
         """The shape of the band that is best by the objective, as far as was measured.
 
-        Every shape measured on the way may be the answer; the prediction is the one made before
-        its own measurement. What was measured stays, for the next objective to learn from.
+        Every shape measured on the way may be the answer, and the best ones meet once more; the
+        prediction is the one made before its own first measurement. What was measured stays, for
+        the next objective to learn from.
         """
         predicted: dict[Widths, float] = {}
+        best_ms, without_gain = math.inf, 0
         for number in range(self._rounds):
             surrogates = self._fit()
             elites = self._elites(surrogates, objective, self._seed + 1000 * number)
@@ -223,10 +231,15 @@ class Study:
                 file=sys.stderr,
                 flush=True,
             )
-        values = objective.value(self._ms)
-        within = _within(self.space, self._band, np.asarray(self._shapes, dtype=np.int64))
-        best = int(np.argmin(np.where(within, values, np.inf)))
-        widths = self._shapes[best]
+            without_gain = 0 if measured.min() < best_ms * (1 - GAIN) else without_gain + 1
+            best_ms = min(best_ms, float(measured.min()))
+            if without_gain == PATIENCE:
+                break
+        finalists = self._best_so_far(objective)[:FINALISTS]
+        ms = np.mean([self._time(finalists) for _ in range(FINALS)], axis=0)
+        values = objective.value(ms)
+        best = int(np.argmin(values))
+        widths = finalists[best]
         return Found(widths, predicted.get(widths, float("nan")), float(values[best]))
 
     def _best_so_far(self, objective: Objective) -> list[Widths]:
@@ -236,8 +249,12 @@ class Study:
         order = np.argsort(values, kind="stable")[:ELITES]
         return [self._shapes[place] for place in order if np.isfinite(values[place])]
 
+    def _time(self, shapes: list[Widths]) -> FloatArray:
+        """(n_shapes, n_boards) ms."""
+        return np.stack([board(shapes) for board in self._boards.values()], axis=1)
+
     def _measure(self, shapes: list[Widths]) -> FloatArray:
-        ms = np.stack([board(shapes) for board in self._boards.values()], axis=1)
+        ms = self._time(shapes)
         self._shapes += shapes
         self._ms = np.concatenate([self._ms, ms])
         return ms

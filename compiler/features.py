@@ -19,9 +19,18 @@ IntArray = NDArray[np.int64]
 BYTES_PER_VALUE = 4
 """Bytes of one float32 weight or activation."""
 
-QUANTITIES = ("macs", "macs_pad8", "macs_pad16", "read_bytes", "write_bytes", "weight_bytes")
+QUANTITIES = (
+    "macs",
+    "macs_pad8",
+    "macs_pad16",
+    "macs_out32",
+    "read_bytes",
+    "write_bytes",
+    "weight_bytes",
+)
 """Counted for each kind of layer. macs_padN: both channel counts rounded up to multiples of N,
-which is what a vectorised kernel really computes."""
+which is what a vectorised kernel really computes. macs_out32: the output's rounded up to 32 and
+the input's as it is, as in a matrix product by tiles of two AVX-512 vectors (XNNPACK)."""
 
 CACHE_BYTES = tuple(2**exponent for exponent in range(17, 26))
 """128 KiB to 32 MiB. Every inference reads every weight once, so those that a cache cannot hold
@@ -146,6 +155,7 @@ def _amounts(layer: LayerShape, c_in: FloatArray, c_out: FloatArray) -> tuple[Fl
         _macs(layer, c_in, c_out),
         _macs(layer, _pad(c_in, 8), _pad(c_out, 8)),
         _macs(layer, _pad(c_in, 16), _pad(c_out, 16)),
+        _macs(layer, c_in, _pad(c_out, 32)),
         c_in * layer.in_repeat * layer.in_positions * BYTES_PER_VALUE,
         c_out * layer.out_positions * BYTES_PER_VALUE,
         fan_in * c_out * layer.kernel_area * BYTES_PER_VALUE,

@@ -43,7 +43,7 @@ def test_a_study_ends_in_a_shape_of_the_band_that_no_sample_beats(bench: Bench) 
     def board(shapes: list[tuple[int, ...]]) -> np.ndarray:
         return 0.1 + physics_features(bench.space, shapes).sum(axis=1) / 1e8
 
-    study = Study(bench, {"invented": board}, seed=0, quick=True)
+    study = Study(bench, {"invented": board}, seed=0, rounds=1, quick=True)
     found = study.find_shape(make_objective("mean", BoardRatios([np.ones(1)])))
     assert bench.band.least <= bench.space.macs(found.widths) <= bench.band.most
     shapes = [tuple(s) for s in study._shapes]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.features import CACHE_BYTES, feature_names, physics_features, total_macs
+from compiler.features import (
+    CACHE_BYTES,
+    QUANTITIES,
+    feature_names,
+    physics_features,
+    total_macs,
+)
 from compiler.pruning.widths import Group, LayerShape, PruneSpace
 from compiler.sampling import sample_widths
 
@@ -26,6 +32,7 @@ def test_a_network_small_enough_to_count_by_hand() -> None:
     assert features["conv.macs"] == 3 * 5 * 9 * 16
     assert features["conv.macs_pad8"] == 8 * 8 * 9 * 16
     assert features["conv.macs_pad16"] == 16 * 16 * 9 * 16
+    assert features["conv.macs_out32"] == 3 * 32 * 9 * 16
     assert features["conv.read_bytes"] == 3 * 16 * 4
     assert features["conv.write_bytes"] == 5 * 16 * 4
     assert features["conv.weight_bytes"] == 3 * 5 * 9 * 4
@@ -37,7 +44,7 @@ def test_a_network_small_enough_to_count_by_hand() -> None:
     assert features["linear.read_bytes"] == 5 * 4 * 4
     assert features["conv9@16/1.macs_pad8"] == features["conv.macs_pad8"]
     assert features["depthwise9@4/4.macs"] == features["depthwise.macs"]
-    assert len(features) == 2 * 18 + len(CACHE_BYTES)
+    assert len(features) == 2 * 3 * len(QUANTITIES) + len(CACHE_BYTES)
 
 
 def test_a_batch_is_its_rows(mobile_space: PruneSpace) -> None:
