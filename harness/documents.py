@@ -7,7 +7,7 @@ Raises DocumentError: file, line, what is wrong, what to write instead.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,14 @@ MAX_BYTES = 16 * 1024 * 1024
 
 def read_document(path: Path, model: type[M]) -> M:
     """The document at ``path`` as ``model``. Raises DocumentError for the first thing wrong."""
+    return read_either(path, lambda _: model)
+
+
+def read_either(path: Path, model_of: Callable[[Any], type[M]]) -> M:
+    """``read_document`` where the data themselves say which of several models they must fit.
+
+    A union of models would do too, but its errors speak of every one of them.
+    """
     root = _compose(path)
     lines = dict(_lines(root, ()))
     for location, key in _duplicate_keys(root, ()):
@@ -31,6 +39,7 @@ def read_document(path: Path, model: type[M]) -> M:
             path, lines.get(location), f"key {key!r} stands twice", "Keep one of the two"
         )
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    model = model_of(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
