@@ -16,7 +16,7 @@ from typing import TypeAlias
 from compiler.errors import CompilerError
 from fleetcut import __version__, verbs
 from fleetcut.console import Console
-from harness.errors import BoardError, DocumentError, HarnessError
+from harness.errors import BoardError, DocumentError, HarnessError, SelectionError
 
 Handler = Callable[[Console, argparse.Namespace], int]
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler: Handler = arguments.handler
     try:
         return handler(console, arguments)
-    except DocumentError as error:
+    except (DocumentError, SelectionError) as error:
         console.error(str(error))
         return verbs.USAGE
     except BoardError as error:
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rack(subparsers)
     _add_boards(subparsers)
     _add_records(subparsers)
+    _add_compare(subparsers)
     _add_compile(subparsers)
     _add_whatif(subparsers)
     _add_ship(subparsers)
@@ -224,6 +225,36 @@ def _add_records(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--include-invalid", action="store_true", help="also runs not to be trusted"
     )
+
+
+def _add_compare(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.comparing import compare
+
+        return compare(console, a.store, (a.a, a.b), a.campaign, a.board, a.alpha)
+
+    parser = _verb(
+        subparsers,
+        "compare",
+        "say board by board whether B is slower than A: two campaigns, models or states; exit "
+        "status 1 when something is",
+        "fleetcut compare nightly-05-03 nightly-05-04\n"
+        "         fleetcut compare dense pruned --campaign nightly-05-04\n"
+        "         fleetcut compare governor=performance governor=ondemand\n"
+        "A and B: a campaign, a model, or KEY=VALUE,… of campaign, model, runtime, precision, "
+        "threads\n"
+        "and the fields of a condition (none: asked for nothing). docs/method.md says how.",
+        handler,
+    )
+    _store(parser)
+    parser.add_argument("a", metavar="A", help="what was, or the one to compare with")
+    parser.add_argument("b", metavar="B", help="what is now, or the other one")
+    parser.add_argument("--campaign", action="append", metavar="ID", help="only these campaigns")
+    parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
+    parser.add_argument(
+        "--alpha", type=float, default=0.01, metavar="SHARE",
+        help="of the changes called, at most this share is false (default: 0.01)",
+    )  # fmt: skip
 
 
 def _add_compile(subparsers: Subparsers) -> None:

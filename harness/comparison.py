@@ -82,25 +82,35 @@ def compare_paired(
 
     Raises ValueError where there is no pair, the two differ in number or a run is empty.
     """
-    return compare_boards([pairs_of(a_ns, b_ns)], alpha=alpha)
+    pairs = pairs_of([level_of(x) for x in a_ns], [level_of(x) for x in b_ns])
+    return compare_boards([pairs], alpha=alpha)
 
 
-def pairs_of(a_ns: Sequence[Sequence[int]], b_ns: Sequence[Sequence[int]]) -> Pairs:
-    """The pairs of one board from its runs. Raises ValueError as compare_paired does."""
-    if len(a_ns) != len(b_ns) or not len(a_ns):
-        raise ValueError(f"{len(a_ns)} runs of A cannot be paired with {len(b_ns)} of B")
-    ratios = [math.log(median_ns(b) / median_ns(a)) for a, b in zip(a_ns, b_ns, strict=True)]
-    spreads = np.array(
-        [math.hypot(_spread(a), _spread(b)) for a, b in zip(a_ns, b_ns, strict=True)]
-    )
+@dataclass(frozen=True)
+class Level:
+    """What a comparison needs of a run. log_p50: ln of its p50 in ns. spread: ln(p50 / p10), large
+    where the host took its time elsewhere during part of the run.
+    """
+
+    log_p50: float
+    spread: float
+
+
+def level_of(latency_ns: Sequence[int]) -> Level:
+    """The level of one run. Raises ValueError if empty."""
+    middle = median_ns(latency_ns)
+    low = float(np.quantile(np.asarray(latency_ns, dtype=np.float64), 0.1))
+    return Level(math.log(middle), max(0.0, math.log(middle / low)))
+
+
+def pairs_of(a: Sequence[Level], b: Sequence[Level]) -> Pairs:
+    """The pairs of one board from its runs' levels. Raises ValueError as compare_paired does."""
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"{len(a)} runs of A cannot be paired with {len(b)} of B")
+    ratios = [y.log_p50 - x.log_p50 for x, y in zip(a, b, strict=True)]
+    spreads = np.array([math.hypot(x.spread, y.spread) for x, y in zip(a, b, strict=True)])
     quiet = max(_SPREAD_FLOOR, float(np.quantile(spreads, 0.25)))
     return Pairs(np.array(ratios), 1 / (1 + (spreads / quiet) ** 2))
-
-
-def _spread(latency_ns: Sequence[int]) -> float:
-    """ln(p50 / p10): large in a run during part of which the host took its time elsewhere."""
-    low, middle = np.quantile(np.asarray(latency_ns, dtype=np.float64), [0.1, 0.5])
-    return math.log(middle / low)
 
 
 def compare_boards(boards: Sequence[Pairs], *, alpha: float = ALPHA) -> PairedComparison:

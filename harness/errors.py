@@ -24,6 +24,10 @@ class DocumentError(HarnessError):
         super().__init__(f"{where}: {fact}. {instead}")
 
 
+class SelectionError(HarnessError):
+    """What a person named is not there, or does not go together."""
+
+
 class StoreError(HarnessError):
     """The store or an export could not be read or written."""
 

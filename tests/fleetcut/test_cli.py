@@ -15,8 +15,8 @@ from harness.inventory import load_inventory
 from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 
-VERBS = ["demo", "rack", "check", "trust", "probe", "measure", "results", "export"]
-VERBS += ["compile", "whatif", "deploy", "verify", "report"]
+VERBS = ["demo", "rack", "check", "trust", "probe", "plan", "measure", "results", "export"]
+VERBS += ["compare", "compile", "whatif", "deploy", "verify", "report"]
 
 
 @pytest.fixture(scope="module")
