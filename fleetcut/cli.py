@@ -186,6 +186,21 @@ def _add_boards(subparsers: Subparsers) -> None:
 
 
 def _add_records(subparsers: Subparsers) -> None:
+    def plan(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.planning import plan as show
+
+        return show(console, a.inventory, a.campaign, a.store)
+
+    parser = _verb(
+        subparsers,
+        "plan",
+        "print a campaign's cells and how long they will take; no board is asked, nothing written",
+        "fleetcut plan campaign.yaml --inventory inventory.yaml",
+        plan,
+    )
+    _inventory(parser)
+    _store(parser)
+    parser.add_argument("campaign", type=Path, metavar="CAMPAIGN", help="campaign.yaml")
     parser = _verb(
         subparsers,
         "measure",

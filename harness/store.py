@@ -6,6 +6,8 @@ Raises StoreError naming the database.
 
 from __future__ import annotations
 
+import sqlite3
+import urllib.parse
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -72,10 +74,16 @@ class RunSummary:
 
 
 class Store:
-    """The runs of a lab in one SQLite file. Threads may share it."""
+    """The runs of a lab in one SQLite file. Threads may share it.
 
-    def __init__(self, path: Path) -> None:
+    read_only: the file is there, and neither it nor its folder is changed by anything here.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        if read_only:
+            self._engine = sa.create_engine("sqlite://", creator=lambda: _unchanging(path))
+            return
         self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         sa.event.listen(self._engine, "connect", _use_wal)
         with self._errors():
@@ -143,6 +151,15 @@ class Store:
                     found[record.run_id] = record
         return found
 
+    def latest_with(self, model_sha256s: Iterable[str], limit: int) -> list[MeasurementRecord]:
+        """The newest ``limit`` records of all campaigns that had one of these models, in order."""
+        having = sa.select(_RUNS.c.campaign_id).where(_RUNS.c.model_sha256.in_(list(model_sha256s)))
+        query = sa.select(_RUNS.c.record_zlib).where(_RUNS.c.campaign_id.in_(having))
+        query = query.order_by(_RUNS.c.inserted.desc()).limit(limit)
+        with self._errors(), self._engine.connect() as connection:
+            packed = connection.scalars(query).all()
+            return [decode(MeasurementRecord, zlib.decompress(p)) for p in reversed(packed)]
+
     def summaries(
         self,
         campaign_ids: Iterable[str] | None = None,
@@ -169,6 +186,17 @@ class Store:
                 f"{self.path}: {fact}. Next: see that it is a fleetcut database on a disk "
                 "with free space"
             ) from None
+
+
+def _unchanging(path: Path) -> sqlite3.Connection:
+    """A reader of a file in WAL mode makes files beside it, unless told that nobody writes.
+
+    Somebody does where they lie there already; then nothing new is made.
+    """
+    is_written = path.with_name(f"{path.name}-wal").exists()
+    mode = "mode=ro" if is_written else "mode=ro&immutable=1"
+    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?{mode}"
+    return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
 
 
 def _use_wal(connection: object, _record: object) -> None:
