@@ -21,7 +21,7 @@ from harness.export import export as export_dataset
 from harness.inventory import Board, load_inventory
 from harness.session import AgentSession, Check
 from harness.ssh import SshTransport, fetch_host_key
-from harness.statistics import median_ns
+from harness.statistics import Summary, median_ns, summarise
 from harness.store import Store
 from harness.trust import write_trust
 from harness.verify import verify as verify_artifacts
@@ -228,9 +228,15 @@ def results(
     store = Store(store_path)
     try:
         rows = store.summaries(campaigns, boards, limit)
+        records = store.records(row.run_id for row in rows)
     finally:
         store.close()
-    columns = ("run", "campaign", "board", "model", "runtime", "median", "outcome")
+    said = {
+        run_id: summarise(record.latency_ns)
+        for run_id, record in records.items()
+        if record.latency_ns
+    }
+    columns = ("run", "campaign", "board", "model", "runtime", "median", "p90", "p99", "outcome")
     console.table(
         "Runs",
         columns,
@@ -241,15 +247,24 @@ def results(
                 row.board_id + (" (simulated)" if row.simulated else ""),
                 row.model_name,
                 row.runtime,
-                f"{row.p50_ns / 1e6:.3f} ms" if row.p50_ns is not None else None,
+                *_percentiles(said.get(row.run_id)),
                 row.outcome,
             )
             for row in rows
         ],
     )
-    console.answer([asdict(row) for row in rows])
+    latency = {run_id: asdict(summary) for run_id, summary in said.items()}
+    console.answer([{**asdict(row), "latency": latency.get(row.run_id)} for row in rows])
     console.next(f"fleetcut export --store {store_path} --out dataset")
     return DONE
+
+
+def _percentiles(summary: Summary | None) -> tuple[str, str, str]:
+    """Median, p90 and p99 for a person; a dash for what the samples do not support."""
+    if summary is None:
+        return "–", "–", "–"
+    tails = ["–" if ns is None else f"{ns / 1e6:.3f} ms" for ns in (summary.p90_ns, summary.p99_ns)]
+    return f"{summary.p50_ns / 1e6:.3f} ms", tails[0], tails[1]
 
 
 def export(

@@ -184,3 +184,14 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys):
     assert main(["compare", "--store", str(tmp_path / "none.db"), "a", "b"]) == 2
     assert "no such store" in capsys.readouterr().err
     assert not (tmp_path / "none.db").exists()
+
+
+def test_results_show_a_dash_for_percentiles_that_forty_samples_do_not_support(lab, capsys):
+    lab.run("night", "pi4-01", "dense", 0)
+    assert main(["results", "--store", str(lab.path)]) == 0
+    assert "–" in capsys.readouterr().out
+    assert main(["results", "--store", str(lab.path), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert run["latency"]["n"] == 40
+    assert run["latency"]["p50_ns"] == run["p50_ns"]
+    assert run["latency"]["p90_ns"] is None
