@@ -19,6 +19,7 @@ from compiler import networks
 from compiler.targets import fast_onnx
 from device_agents.contract import MeasurementRecord, RunSpec
 from harness.bundle import build_bundle
+from harness.errors import StableBoardError
 from harness.executor import Executor, Progress, Work
 from harness.inventory import Inventory, load_inventory
 from harness.ssh import SshTransport
@@ -28,6 +29,7 @@ from harness.virtual.board import board_paths
 from harness.virtual.spec import RackSpec
 
 SEED = 0
+COMMAND_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ class Boards:
     def root(self, board_id: str) -> Path:
         """The board's tree of sysfs and procfs."""
         return board_paths(self.rack, board_id).root
+
+    def run(self, board_id: str, argv: Sequence[str]) -> bytes:
+        """Standard output of a command on the board, over SSH. Raises HarnessError."""
+        board = self._inventory.board(board_id)
+        transport = SshTransport(board)
+        try:
+            done = transport.run(argv, timeout_s=COMMAND_TIMEOUT_S)
+        finally:
+            transport.close()
+        if done.exit_status != 0:
+            raise StableBoardError(
+                board_id, f"{argv[1]} failed: {done.last_error()}", "run it by hand"
+            )
+        return done.stdout
 
     def known(self, specs: Sequence[RunSpec]) -> bool:
         """Whether all of these were measured before."""

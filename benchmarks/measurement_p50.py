@@ -1,21 +1,23 @@
 """The p50 of the whole way beside pyperf's and a plain loop's, round by round.
 
 Input: boards and models. Output: a row a model, with the medians and the paired ratios.
-In every round each way times each model once, in a process of its own and in random order, so that
-what disturbs the machine for seconds disturbs all three. A bar takes the median of the rounds'
-ratios: one round in which a core was slow for one way moves it little.
+In every round each way times each model once on the same board, in a process of its own and in
+random order, so that what disturbs the machine for seconds disturbs all three. A bar takes the
+median of the rounds' ratios: one round in which a core was slow for one way moves it little. The
+ratio of 10th percentiles stands beside it, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks import measurement_peers
 from benchmarks.measurement_boards import SEED, Boards, ModelFile
-from benchmarks.measurement_peers import loop_in_own_process_ns, pyperf_ns
 from benchmarks.measurement_samples import keep, kept, ratio_interval
 from benchmarks.result import Bar
 from device_agents.contract import RunSpec, StoppingRule
@@ -55,10 +57,11 @@ class P50Part:
 
     def _latency_ns(self, way: str, model: ModelFile, number: int) -> Sequence[int]:
         count = VALUES[model.name]
-        if way == "pyperf":
-            return pyperf_ns(model.path, WARMUPS, count)
-        if way == "loop":
-            return loop_in_own_process_ns(model.path, WARMUPS, count)
+        if way != "fleetcut":
+            argv = ["python3", measurement_peers.__file__, way, str(model.path.resolve())]
+            argv += ["--warmups", str(WARMUPS), "--values", str(count)]
+            found: list[int] = json.loads(self.boards.run(self.board_id, argv))
+            return found
         spec = RunSpec(
             campaign_id=f"p50-{model.name}-{number}",
             board_id=self.board_id,
@@ -87,13 +90,17 @@ def p50_rows(rounds: Sequence[Round]) -> list[Row]:
         for way in WAYS:
             row[f"{way}_ms"] = median(median(ways[way]) for ways in by_round) / 1e6
         for peer in WAYS[1:]:
-            ratios = [median(ways[WAYS[0]]) / median(ways[peer]) for ways in by_round]
-            row[f"over_{peer}"] = median(ratios)
+            for name, typical in ((f"over_{peer}", median), (f"p10_over_{peer}", _p10)):
+                row[name] = median(typical(w[WAYS[0]]) / typical(w[peer]) for w in by_round)
             row[f"over_{peer}_interval"] = ratio_interval(
                 [ways[peer] for ways in by_round], [ways[WAYS[0]] for ways in by_round]
             )
         rows.append(row)
     return rows
+
+
+def _p10(latency_ns: Sequence[int]) -> float:
+    return sorted(latency_ns)[len(latency_ns) // 10]
 
 
 def p50_bars(rows: Sequence[Row]) -> list[Bar]:

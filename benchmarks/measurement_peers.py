@@ -1,31 +1,29 @@
 """The peers' way to time a model: pyperf, and a plain loop over the runtime's own call.
 
-    python -m benchmarks.measurement_peers loop MODEL --warmups 20 --values 300
-    python -m benchmarks.measurement_peers pyperf MODEL --warmups 20 --values 300 --output OUT
+    python3 measurement_peers.py {loop,pyperf} MODEL --warmups 20 --values 300
 
-Input: an ONNX model. Output: latencies in ns as a line of JSON; or pyperf's own file. Session
-options and the input's kind are those of the agent; the code is not, so that it can be wrong alone.
-onnxruntime's wheel holds no perf_test, and its profiler slows small models by 8 %: its "own loop"
-here is ``InferenceSession.run`` between two looks at the clock.
+Input: an ONNX model. Output: latencies in ns as a line of JSON. It is run by its path on the board
+that the harness measures on, for an environment of other length alone moved a model of 1 ms by
+1 %. Session options and the input's kind are those of the agent; the code is not, so that it can
+be wrong alone. onnxruntime's wheel holds no perf_test, and its profiler slows small models by 8 %:
+its own loop is ``InferenceSession.run`` between two looks at the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pyperf
-
-Inference = Callable[[], object]
 
 INPUT_SEED = 0
 
@@ -64,57 +62,46 @@ def loop_ns(model: Path, warmups: int, values: int) -> list[int]:
 
 
 def pyperf_ns(model: Path, warmups: int, values: int) -> list[int]:
-    """Pyperf's values of one worker process, each one inference; started from here."""
+    """Pyperf's values of one worker process, each one inference."""
     with tempfile.TemporaryDirectory(prefix="fleetcut-bench-") as folder:
         out = Path(folder) / "pyperf.json"
-        argv = [sys.executable, "-m", "benchmarks.measurement_peers", "pyperf", str(model)]
-        argv += ["--warmups", str(warmups), "--values", str(values), "--output", str(out)]
+        options = ["--warmups", str(warmups), "--values", str(values)]
+        argv = [sys.executable, __file__, "runner", str(model), *options, "--output", str(out)]
+        argv += ["--inherit-environ", ",".join(os.environ)]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         benchmark = pyperf.Benchmark.load(str(out))
         return [round(value * 1e9) for value in benchmark.get_values()]
 
 
-def loop_in_own_process_ns(model: Path, warmups: int, values: int) -> list[int]:
-    """loop_ns in a process of its own, as the other ways have one."""
-    argv = [sys.executable, "-m", "benchmarks.measurement_peers", "loop", str(model)]
-    argv += ["--warmups", str(warmups), "--values", str(values)]
-    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
-    return [int(ns) for ns in json.loads(done.stdout)]
-
-
-def _pyperf(asked: argparse.Namespace, rest: list[str]) -> None:
+def _runner(asked: argparse.Namespace, rest: list[str]) -> None:
     """``pyperf.Runner.bench_func`` around one inference; pyperf starts us again as its worker."""
     runner = pyperf.Runner(
         processes=1,
         values=asked.values,
         warmups=asked.warmups,
         loops=1,
-        program_args=("-m", "benchmarks.measurement_peers", "pyperf", str(asked.model)),
+        program_args=(__file__, "runner", str(asked.model)),
     )
-    inference: Inference = _nothing
-    if "--worker" in rest:
-        loaded = session(asked.model)
-        inputs = feed(loaded)
-        inference = lambda: loaded.run(None, inputs)  # noqa: E731 - the least that pyperf calls
     runner.parse_args([*rest, "--quiet"])
-    runner.bench_func(asked.model.stem, inference)
-
-
-def _nothing() -> None:
-    """What pyperf's manager is given, which runs nothing itself."""
+    if not runner.args.worker:  # pyperf's manager runs nothing itself
+        runner.bench_func(asked.model.stem, time.perf_counter_ns)
+        return
+    loaded = session(asked.model)
+    runner.bench_func(asked.model.stem, loaded.run, None, feed(loaded))
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("way", choices=("loop", "pyperf"))
+    options.add_argument("way", choices=("loop", "pyperf", "runner"))
     options.add_argument("model", type=Path)
     options.add_argument("--warmups", type=int, default=1)
     options.add_argument("--values", type=int, default=1)
     asked, rest = options.parse_known_args()
-    if asked.way == "pyperf":
-        _pyperf(asked, rest)
+    if asked.way == "runner":
+        _runner(asked, rest)
         return
-    print(json.dumps(loop_ns(asked.model, asked.warmups, asked.values)))
+    timed = {"loop": loop_ns, "pyperf": pyperf_ns}[asked.way]
+    print(json.dumps(timed(asked.model, asked.warmups, asked.values)))
 
 
 if __name__ == "__main__":
