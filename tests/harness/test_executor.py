@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_agents.contract import RunSpec, StoppingRule
 from harness.bundle import build_bundle
+from harness.campaign import again, load_campaign
+from harness.campaign_axes import is_canary
 from harness.errors import StableBoardError, TransientBoardError
 from harness.executor import Executor, Progress, Retries, Work, session_id_of
 from harness.session import AgentSession
@@ -161,6 +163,41 @@ def test_a_cut_connection_is_taken_up_again(request, board, model, store, break_
     assert sorted(r.record.run_id for r in store.runs()) == sorted(s.run_id for s in asked.specs)
 
 
+def test_a_board_keeps_the_campaigns_order_with_its_canaries_also_when_cut_and_again(
+    inventory, model, store, tmp_path
+):
+    path = tmp_path / "campaign.yaml"
+    path.write_text(
+        "version: 1\ncampaign_id: in-order\nseed: 5\nboards: {ids: [vb-01]}\n"
+        f"models: [{{name: tiny, path: {model}}}]\nruntimes: [ort]\nthreads: [1, 2]\nrepeats: 2\n"
+        "conditions: {governor: [null, performance]}\ncanary: {model: tiny, every: 3}\n"
+        "stopping: {warmup_min: 1, warmup_max: 5, samples_min: 5, samples_max: 10}\n"
+    )
+    campaign = load_campaign(path, inventory)
+    asked = Work(
+        campaign.campaign_id,
+        campaign.boards,
+        campaign.specs,
+        campaign.blobs(),
+        campaign.model_names(),
+    )
+    connections: list[object] = []
+
+    def connect(board):
+        transport = Flaky(board, 4) if not connections else SshTransport(board)
+        connections.append(transport)
+        return transport
+
+    retries = Retries(first_delay_s=0.01, largest_delay_s=0.02)
+    executor = Executor(store, build_bundle(), connect, retries=retries)
+    executor.measure(asked)
+    assert [r.record.run_id for r in store.runs()] == [s.run_id for s in asked.specs]
+    anew = again(asked.specs, {s.run_id for s in asked.specs if is_canary(s)}, 1)
+    executor.measure(replace(asked, specs=tuple(anew)))
+    assert [r.record.run_id for r in store.runs()][len(asked.specs) :] == [s.run_id for s in anew]
+    assert len(anew) == 4
+
+
 def test_transient_errors_are_given_up_in_the_end(request, board, model, store):
     attempts: list[int] = []
 
@@ -215,6 +252,8 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from harness.bundle import build_bundle
+from harness.campaign import again, load_campaign
+from harness.campaign_axes import is_canary
 from harness.executor import Executor, Work
 from harness.inventory import load_inventory
 from harness.ssh import SshTransport
