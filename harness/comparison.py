@@ -121,7 +121,7 @@ def compare_boards(boards: Sequence[Pairs], *, alpha: float = ALPHA) -> PairedCo
     estimate = float(np.mean([fit.centre for fit in fits]))
     n_pairs = sum(len(pairs.log_ratios) for pairs in boards)
     p_value = _p_value(boards, 0.0)
-    low, high = (_bound(boards, estimate, n_pairs, side, alpha) for side in (-1.0, 1.0))
+    low, high = (_bound(boards, estimate, fits, side, alpha) for side in (-1.0, 1.0))
     return PairedComparison(
         verdict=_verdict(p_value, estimate, low, high, alpha),
         change=math.expm1(estimate),
@@ -246,17 +246,19 @@ def _location(pairs: Pairs) -> _Fit:
 
 
 def _bound(
-    boards: Sequence[Pairs], estimate: float, n_pairs: int, side: float, alpha: float
+    boards: Sequence[Pairs], estimate: float, fits: Sequence[_Fit], side: float, alpha: float
 ) -> float:
     """The nearest shift on one side of the estimate that the test rejects: the test inverted."""
-    if 2.0 * 0.5**n_pairs > alpha:
+    if 2.0 * 0.5 ** sum(len(pairs.log_ratios) for pairs in boards) > alpha:
         return side * math.inf
-    inner, outer = 0.0, 1e-4
+    variances = [fit.variance for fit in fits if fit.variance is not None]
+    guess = 2 * math.sqrt(sum(variances)) / len(fits)
+    inner, outer = 0.0, max(1e-4, guess)
     while _p_value(boards, estimate + side * outer) > alpha:
         inner, outer = outer, outer * 1.5
         if outer > 50:
             return side * math.inf
-    while outer - inner > 0.01 * outer:
+    while outer - inner > 0.01 * outer and outer > 1e-6:
         middle = (inner + outer) / 2
         if _p_value(boards, estimate + side * middle) > alpha:
             inner = middle
