@@ -30,8 +30,12 @@ BOARDS = RackSpec(
     boards=(
         VirtualBoardSpec("plain"),
         VirtualBoardSpec("battery", battery=BatterySpec(charge_pct=80.0)),
+        # A tenth of one core takes it to its trip, for a busy machine may give it no more.
         VirtualBoardSpec(
-            "bad-cooling", thermal_resistance_c_per_w=20.0, heat_capacity_j_per_c=0.05
+            "bad-cooling",
+            thermal_resistance_c_per_w=20.0,
+            heat_capacity_j_per_c=0.05,
+            core_power_w=8.0,
         ),
     ),
     seed=0,
