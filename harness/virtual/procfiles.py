@@ -13,6 +13,11 @@ from pathlib import Path
 _USER_HZ = os.sysconf("SC_CLK_TCK")
 _LOAD_PERIODS_S = (60.0, 300.0, 900.0)
 
+# More than the texts ever need.
+_STAT_BYTES = 128
+_CPU_LINE_BYTES = 80
+_LOADAVG_BYTES = 64
+
 
 class ProcFiles:
     """The two files in ``folder``, which is made when it is not there."""
@@ -35,9 +40,8 @@ class ProcFiles:
             _cpu_line(f"cpu{core}", self._cores, user_s, system_s, idle_s)
             for core in range(self._cores)
         ]
-        lines += [f"btime {boot_unix_s:>12}", "processes 1", "procs_running 1", "procs_blocked 0"]
-        # One write of one length: a reader finds the old text or the new one, and no end between.
-        os.pwrite(self._stat_fd, ("\n".join(lines) + "\n").encode(), 0)
+        lines += [f"btime {boot_unix_s}", "processes 1", "procs_running 1", "procs_blocked 0"]
+        _write(self._stat_fd, "\n".join(lines), _STAT_BYTES + len(lines) * _CPU_LINE_BYTES)
 
     def add_load(self, busy_cores: float, dt_s: float) -> None:
         """dt_s seconds have passed in which busy_cores cores were busy."""
@@ -47,13 +51,18 @@ class ProcFiles:
         )
         running = f"{math.ceil(busy_cores)}/1 1"
         text = " ".join(f"{load:.2f}" for load in self._load) + f" {running}"
-        os.pwrite(self._loadavg_fd, f"{text:<63}\n".encode(), 0)
+        _write(self._loadavg_fd, text, _LOADAVG_BYTES)
 
     def close(self) -> None:
         os.close(self._stat_fd)
         os.close(self._loadavg_fd)
 
 
+def _write(fd: int, text: str, length: int) -> None:
+    """At once and in one length, so that a reader finds no end between two texts."""
+    os.pwrite(fd, f"{text:<{length - 1}}\n".encode(), 0)
+
+
 def _cpu_line(name: str, share: int, user_s: float, system_s: float, idle_s: float) -> str:
     user, system, idle = (int(seconds / share * _USER_HZ) for seconds in (user_s, system_s, idle_s))
-    return f"{name} {user:>12} 0 {system:>12} {idle:>12} 0 0 0 0 0 0"
+    return f"{name} {user} 0 {system} {idle} 0 0 0 0 0 0"
