@@ -38,12 +38,16 @@ class BoardState:
     monotonic_ns: CLOCK_MONOTONIC of the board when the reading began.
     temp_c_by_zone: (zone type, °C) in the kernel's order of zones.
     freq_khz_by_policy: (policy name, kHz) as cpufreq *reports* it.
-    effective_freq_khz: what a calibrated loop *measured*; None where it was not run.
+    freq_khz_by_device: (GPU or memory, kHz) as devfreq reports it.
+    effective_freq_khz: what a calibrated loop *measured*, or the firmware where there is no loop
+    for the machine; None where neither was asked.
     power_mw: the board's own draw. throttled: True when the firmware or kernel caps the clock now.
     under_voltage: True when the firmware or a sensor sees too low a supply voltage now.
     power_mw_by_rail: (rail, mW) where a power monitor names its rails.
     power_mode: the active nvpmodel mode. power_source: "mains" or "battery".
     cpu_busy_ns: time that all CPUs together have worked since boot, for whomever.
+    battery_temp_c: the battery's own. over_current_counts: (alarm, events since boot), for
+    differences: some climb under any load.
     """
 
     monotonic_ns: int
@@ -59,6 +63,9 @@ class BoardState:
     power_mode: Optional[str] = None
     power_source: Optional[str] = None
     cpu_busy_ns: Optional[int] = None
+    battery_temp_c: Optional[float] = None
+    freq_khz_by_device: Tuple[Tuple[str, Optional[int]], ...] = ()
+    over_current_counts: Tuple[Tuple[str, Optional[int]], ...] = ()
 
     def temp_c(self) -> Optional[float]:
         """The hottest readable zone in °C; None when no zone can be read."""

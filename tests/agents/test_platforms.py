@@ -1,9 +1,10 @@
 """Trees in the forms of the kernel's ABI documents and of vendors' guides, odd ones included."""
 
+import os
+
 import pytest
 
-from device_agents.platforms import Jetson, Linux, RaspberryPi, select
-from device_agents.platforms.raspberry_pi import GET_THROTTLED, parse_throttled
+from device_agents.platforms import Linux, select
 
 THERMAL = "sys/class/thermal"
 SUPPLY = "sys/class/power_supply"
@@ -91,7 +92,9 @@ def test_a_battery(tree):
     assert state.battery_pct == 63.0
     assert state.power_mw == 2514
     assert state.temp_c() is None
-    assert board.power_source() == "battery"
+    assert state.battery_temp_c == 31.2
+    assert state.power_source == "battery"
+    assert board.battery_status() == "Discharging"
 
 
 @pytest.mark.parametrize("capacity", ["-1", "101", "", "Unknown"])
@@ -143,6 +146,18 @@ def test_the_boards_input_sensor_and_not_a_part_of_it(tree):
     assert Linux(tree.root).power_mw() == 4250
 
 
+@pytest.mark.parametrize("temp", ["-2560", "99999", "31.2", ""])
+def test_a_batterys_temperature_that_is_none(tree, temp):
+    tree.put({f"{SUPPLY}/BAT0/type": "Battery", f"{SUPPLY}/BAT0/temp": temp})
+    assert Linux(tree.root).battery_temp_c() is None
+
+
+def test_a_usb_supply_of_a_kind_is_mains(tree):
+    # Up to Linux 4.18 the type itself names the kind: USB_PD, USB_DCP.
+    tree.put({f"{SUPPLY}/tcpm/type": "USB_PD", f"{SUPPLY}/tcpm/online": "1"})
+    assert Linux(tree.root).observe().power_source == "mains"
+
+
 def test_only_a_cpus_cooling_device_is_throttling(tree):
     tree.put(
         {
@@ -159,93 +174,27 @@ def test_only_a_cpus_cooling_device_is_throttling(tree):
     assert Linux(tree.root).throttled() is None
 
 
-@pytest.mark.parametrize(
-    ("text", "throttled"),
-    [
-        ("0", False),
-        ("50000", False),  # has occurred, is not now
-        ("50005", True),
-        ("0x50004", True),  # as vcgencmd writes it
-        ("8", True),  # soft temperature limit now
-        ("1", False),  # under-voltage alone caps nothing
-        ("E0008", True),
-    ],
-)
-def test_raspberry_pi_throttling(tree, text, throttled):
-    tree.put({GET_THROTTLED: text + "\n"})
-    board = select(tree.root)
-    assert isinstance(board, RaspberryPi)
-    assert board.throttled() is throttled
+def test_work_of_all_cpus_is_counted(tree):
+    # Form: docs.kernel.org/filesystems/proc.html; figures made up.
+    tree.put({"proc/stat": "cpu  100 5 20 9000 7 1 2 50 9 0\ncpu0 1 1 1 1 1 1 1 0 0 0\nintr 5\n"})
+    board = Linux(tree.root)
+    assert board.observe().cpu_busy_ns == 128 * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("text", [None, "", "throttled=0x0", "-1", "0x", "g", "123456789", "1_0"])
-def test_raspberry_pi_bits_that_are_none(text):
-    assert parse_throttled(text) is None
+def test_reading_fully_is_the_same_where_no_vendor_has_a_program(tree):
+    tree.put(tree.cpufreq)
+    board = Linux(tree.root)
+    assert board.observe_fully(7).freq_khz_by_policy == board.observe(7).freq_khz_by_policy
+    assert board.observe_fully(7).effective_freq_khz == 7
+    assert (board.power_mode(), board.power_modes()) == (None, ())
 
 
-def test_raspberry_pi_falls_back_on_the_kernel(tree):
-    tree.put(
-        {
-            "proc/device-tree/compatible": "raspberrypi,4-model-b\0brcm,bcm2711\0",
-            f"{THERMAL}/cooling_device0/type": "cpufreq-cpu0",
-            f"{THERMAL}/cooling_device0/cur_state": "1",
-        }
-    )
-    assert select(tree.root).name == "raspberry_pi"
-    assert select(tree.root).throttled() is True
-
-
-INA = "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
-
-
-def rail(number: int, label: str, millivolts: str, milliamperes: str) -> dict[str, str]:
-    return {
-        f"{INA}/in{number}_label": f"{label}\n",
-        f"{INA}/in{number}_input": f"{millivolts}\n",
-        f"{INA}/curr{number}_input": f"{milliamperes}\n",
-    }
-
-
-def jetson(tree) -> Jetson:
-    tree.put({"proc/device-tree/compatible": "nvidia,p3767-0000\0nvidia,tegra234\0"})
-    board = select(tree.root)
-    assert isinstance(board, Jetson)
-    return board
-
-
-def test_jetson_total_rail(tree):
-    # Orin Nano, JetPack 6: VDD_IN feeds the others
-    tree.put(rail(1, "VDD_IN", "5032", "1096") | rail(2, "VDD_CPU_GPU_CV", "5024", "200"))
-    assert jetson(tree).power_mw() == 5515
-
-
-def test_jetson_without_a_total_is_the_sum_without_nc(tree):
-    tree.put(
-        rail(1, "GPU", "5000", "100") | rail(2, "CPU", "5000", "300") | rail(3, "NC", "1", "1")
-    )
-    assert jetson(tree).power_mw() == 2000
-
-
-def test_jetson_part_of_a_sum_is_no_draw(tree):
-    tree.put(rail(1, "GPU", "5000", "100") | rail(2, "CPU", "5000", "EAGAIN"))
-    assert jetson(tree).power_mw() is None
-
-
-def test_jetson_of_jetpack_4(tree):
-    iio = "sys/bus/i2c/devices/6-0040/iio:device0"
-    tree.put(
-        {
-            f"{iio}/rail_name_0": "POM_5V_IN",
-            f"{iio}/in_voltage0_input": "4900",
-            f"{iio}/in_current0_input": "500",
-            f"{iio}/rail_name_1": "POM_5V_GPU",
-        }
-    )
-    assert jetson(tree).power_mw() == 2450
-
-
-def test_jetson_without_sensors(tree):
-    assert jetson(tree).power_mw() is None
+def test_what_hangs_is_given_up_when_the_board_is_first_seen(tree):
+    tree.put(zones("45500\n", "", "51000\n"))
+    (tree.path / f"{THERMAL}/thermal_zone1/temp").unlink()
+    os.mkfifo(tree.path / f"{THERMAL}/thermal_zone1/temp")  # opening it waits for a writer
+    state = select(tree.root).observe()
+    assert state.temp_c_by_zone == (("zone-0", 45.5), ("zone-1", None), ("zone-2", 51.0))
 
 
 def test_any_other_board_is_linux(tree):
