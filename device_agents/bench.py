@@ -36,6 +36,8 @@ _BATCH_NS = 50_000_000
 """About one batch of timed inferences; the stopping rule is looked at between two."""
 
 _REWARM = 3
+_PROFILED = 20
+"""Inferences in the pass that times operators."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def failed_record(
 def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRecord:
     load = _loader(spec.runtime)
     model = bench.inputs.model(spec)
-    before = bench.platform.observe(bench.clock_khz())
+    before = bench.platform.observe_fully(bench.clock_khz())
     fresh_peak = reset_peak_rss(os.getpid())
     start_ns = time.perf_counter_ns()
     runner = load(model, spec.threads, bench.scratch)
@@ -109,11 +111,12 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         with Sampler(bench.platform) as sampler:
             warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
             latency_ns = time_until_enough(runner, spec.stopping, warmup_ns)
-        after = bench.platform.observe(_clock_since(bench, warm))
+        after = bench.platform.observe_fully(_clock_since(bench, warm))
         # A process of its own has a peak of its own; ours keeps that of earlier runs unless reset.
         known = fresh_peak or runner.pid != os.getpid()
         peak_bytes = peak_rss_bytes(runner.pid) if known else None
         version, provider = runner.version, runner.provider
+        operators, operators_missing = _operators(runner) if spec.operators else ((), None)
     finally:
         runner.close()
     observed = Observed(before, warm, sampler.states, after, steady, tuple(latency_ns))
@@ -134,6 +137,8 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         latency_ns=observed.latency_ns,
         max_abs_err=error,
         peak_rss_bytes=peak_bytes,
+        operators=operators,
+        operators_missing=operators_missing,
         verdict=judge(spec.condition, observed),
     )
 
@@ -176,6 +181,14 @@ def _golden_error(
 ) -> float:
     expected = inputs.tensor(golden.output_sha256, artifact_id)
     return max_abs_err(expected, runner.read_outputs()[0])
+
+
+def _operators(runner: Runner) -> Tuple[Tuple[Tuple[str, int], ...], Optional[str]]:
+    """The profile, or why there is none: the latencies that were measured count all the same."""
+    try:
+        return runner.profile(_PROFILED), None
+    except RunFailedError as failed:
+        return (), f"{failed.error.fact}. Next: {failed.error.next_step}"
 
 
 def _warm_up(runner: Runner, rule: StoppingRule) -> Tuple[List[int], Optional[bool]]:

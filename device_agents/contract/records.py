@@ -146,6 +146,7 @@ class MeasurementRecord:
     timed_ns: length of the timed loop. cpu_own_ns: CPU time of the measuring process in it, all
     threads. cpu_wait_ns: how long its threads were ready to run in it and had to wait for a CPU.
     operators: (operator, mean ns an inference) where the spec asked for it, in order of execution.
+    operators_missing: why there are none although the spec asked.
     started_unix_ns: the board's wall clock, for the reader only; nothing is computed from it.
     """
 
@@ -169,6 +170,7 @@ class MeasurementRecord:
     cpu_own_ns: Optional[int] = None
     cpu_wait_ns: Optional[int] = None
     operators: Tuple[Tuple[str, int], ...] = ()
+    operators_missing: Optional[str] = None
     verdict: Optional[Verdict] = None
     error: Optional[RunError] = None
 

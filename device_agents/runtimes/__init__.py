@@ -50,6 +50,13 @@ class Runner(Protocol):
     def read_outputs(self) -> List[bytes]:
         """What the last inference gave, raw, in order."""
 
+    def profile(self, count: int) -> Tuple[Tuple[str, int], ...]:
+        """(operator, mean ns an inference) over count inferences, in order of execution.
+
+        The operator is its name and its type. In a pass of its own, for profiling costs time;
+        nothing but ``close`` may follow. Raises RunFailedError where the runtime tells none.
+        """
+
     def close(self) -> None:
         """Give back memory, processes and files."""
 
@@ -75,7 +82,7 @@ def _ort(model: Path, threads: int, scratch: Path) -> Runner:
     with _numpy_for("onnxruntime"):
         from device_agents.runtimes.ort import OrtRunner
 
-    return OrtRunner(model, threads)
+    return OrtRunner(model, threads, scratch)
 
 
 def _tflite(model: Path, threads: int, scratch: Path) -> Runner:

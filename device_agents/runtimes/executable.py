@@ -68,6 +68,13 @@ class ExecutableRunner:
         except OSError as error:
             raise _protocol_error(f"it wrote no output ({error.strerror})") from None
 
+    def profile(self, count: int) -> Tuple[Tuple[str, int], ...]:
+        raise RunFailedError(
+            "runtime",
+            f"an executable of {self.provider} tells no time an operator",
+            "measure the same network on ort with operators",
+        )
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._pipe("stdin").close()

@@ -7,14 +7,16 @@ nothing is computed, and on shared cores they turn a short wait into a long tail
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from device_agents.errors import RunFailedError
 from device_agents.runtimes import TensorSpec
 from device_agents.runtimes.arrays import array_of, bytes_of
+from device_agents.runtimes.ort_profile import mean_operator_ns
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -31,18 +33,20 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ERRORS_ONLY = 3
+_PROFILE_WARMUPS = 1
 
 
 class OrtRunner:
     """One InferenceSession on the CPUExecutionProvider."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, scratch: Path) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise RunFailedError(
                 "runtime", f"onnxruntime does not import ({error})", "pip install onnxruntime"
             ) from None
+        self._model, self._threads, self._scratch = model, threads, scratch
         self.pid = os.getpid()
         self.version = str(onnxruntime.__version__)
         self._session = _session(onnxruntime, model, threads)
@@ -73,12 +77,39 @@ class OrtRunner:
     def read_outputs(self) -> List[bytes]:
         return [bytes_of(answer) for answer in self._answers]
 
+    def profile(self, count: int) -> Tuple[Tuple[str, int], ...]:
+        import onnxruntime
+
+        # One session at a time: a small board may not hold the model twice.
+        self._session = None
+        session = _session(onnxruntime, self._model, self._threads, self._scratch / "profile")
+        try:
+            for _ in range(_PROFILE_WARMUPS + count):
+                session.run(None, self._feeds)
+        except Exception as error:  # onnxruntime's errors share no base class with a name
+            raise RunFailedError(
+                "runtime", f"onnxruntime: {error}", "run the model on the workstation first"
+            ) from None
+        finally:
+            written = Path(session.end_profiling())
+            text = _taken(written)
+        operators = mean_operator_ns(text, _PROFILE_WARMUPS)
+        if not operators:
+            raise RunFailedError(
+                "runtime",
+                f"onnxruntime {self.version} wrote no profile that can be read",
+                "see that the board's disk is not full, or leave operators out",
+            )
+        return operators
+
     def close(self) -> None:
         self._feeds, self._answers = {}, []
         self._session = None
 
 
-def _session(onnxruntime: Any, model: Path, threads: int) -> Any:
+def _session(
+    onnxruntime: Any, model: Path, threads: int, profile_prefix: Optional[Path] = None
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -86,6 +117,9 @@ def _session(onnxruntime: Any, model: Path, threads: int) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     if _is_ort_format(model):
         # A blob is named by its hash: there is no suffix to tell the formats apart.
         options.add_session_config_entry("session.load_model_format", "ORT")
@@ -97,6 +131,17 @@ def _session(onnxruntime: Any, model: Path, threads: int) -> Any:
         raise RunFailedError(
             "model", f"onnxruntime cannot load it: {error}", "see that its opset fits the board"
         ) from None
+
+
+def _taken(path: Path) -> str:
+    """The text of a file that is then gone; empty when it was not written."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _is_ort_format(model: Path) -> bool:

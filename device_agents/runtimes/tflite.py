@@ -73,6 +73,17 @@ class TfliteRunner:
     def read_outputs(self) -> List[bytes]:
         return [bytes_of(self._interpreter.get_tensor(d["index"])) for d in self._outputs]
 
+    def profile(self, count: int) -> Tuple[Tuple[str, int], ...]:
+        """Raises: neither package binds a profiler (github.com/tensorflow/tensorflow/issues/59095).
+
+        LiteRT 2 has one for C, of its CompiledModel: another way than the interpreter's.
+        """
+        raise RunFailedError(
+            "runtime",
+            f"{self.version} tells Python no time an operator",
+            "run benchmark_model --enable_op_profiling=true on the board, or measure on ort",
+        )
+
     def close(self) -> None:
         self._interpreter = None
 

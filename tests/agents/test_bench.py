@@ -117,6 +117,30 @@ def test_a_record_holds_everything(run):
     assert times == sorted(times)
 
 
+class Profiled(FakeRunner):
+    def profile(self, count):
+        assert self.count == 1 + 13 + 30  # the timed loop is over
+        return (("conv (Conv)", 900), ("relu (Relu)", 100))
+
+
+def test_operators_are_timed_after_the_loop_where_they_are_asked_for(run):
+    record = run(Profiled(), replace(SPEC, operators=True))
+    assert record.operators == (("conv (Conv)", 900), ("relu (Relu)", 100))
+    assert record.operators_missing is None
+    assert run(Profiled()).operators == ()
+
+
+def test_a_runtime_without_a_profile_costs_no_latency(run):
+    class Silent(FakeRunner):
+        def profile(self, count):
+            raise RunFailedError("runtime", "fake 1.0 tells no time an operator", "leave it out")
+
+    record = run(Silent(), replace(SPEC, operators=True))
+    assert len(record.latency_ns) == 30
+    assert record.operators == ()
+    assert record.operators_missing == "fake 1.0 tells no time an operator. Next: leave it out"
+
+
 def test_the_input_comes_from_the_seed(run):
     first, same, other = FakeRunner(), FakeRunner(), FakeRunner()
     run(first)

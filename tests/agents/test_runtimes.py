@@ -1,5 +1,6 @@
 """Each runtime on a real model: what it answers, and what it says of what it cannot do."""
 
+import json
 import os
 import stat
 import struct
@@ -9,6 +10,7 @@ import pytest
 
 from device_agents.errors import RunFailedError
 from device_agents.runtimes import RUNTIMES, TensorSpec
+from device_agents.runtimes.ort_profile import mean_operator_ns
 from device_agents.tensors import max_abs_err
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "agents"
@@ -82,6 +84,74 @@ def test_ort_format_is_told_by_its_bytes(load, tmp_path):
     assert struct.unpack("<3f", runner.read_outputs()[0]) == (2, 4, 6)
 
 
+def test_ort_profile_names_each_operator(load, tmp_path):
+    need("onnxruntime")
+    runner = load("ort", onnx_bytes())
+    runner.set_inputs([struct.pack("<3f", 1, 2, 3)])
+    runner.time_batch(1)
+    before = set(tmp_path.iterdir())
+    ((name, mean_ns),) = runner.profile(5)
+    assert name.endswith("(Add)")
+    assert mean_ns >= 0
+    assert set(tmp_path.iterdir()) == before
+
+
+def event(cat: str, name: str, dur: object = 1, **args: str) -> dict[str, object]:
+    return {
+        "cat": cat,
+        "pid": 1,
+        "tid": 1,
+        "dur": dur,
+        "ts": 9,
+        "ph": "X",
+        "name": name,
+        "args": args,
+    }
+
+
+def test_an_ort_profile_is_a_mean_without_the_first_run():
+    # Form of onnxruntime 1.31's file, and of 1.10's fence events; figures made up.
+    events = [
+        event("Session", "model_loading_array", 300),
+        event("Session", "session_initialization", 300),
+        event("Node", "a_kernel_time", 900, op_name="Conv"),
+        event("Session", "model_run", 900),
+    ]
+    for conv_us, body_us in ((10, 1), (13, 4)):
+        events += [
+            event("Node", "a_fence_before", 7, op_name="Conv"),
+            event("Node", "a_kernel_time", conv_us, op_name="Conv"),
+            event("Node", "loop/b_kernel_time", body_us, op_name="Add"),
+            event("Node", "loop/b_kernel_time", body_us, op_name="Add"),
+            event("Session", "SequentialExecutor::Execute", 50),
+            event("Session", "model_run", 50),
+        ]
+    assert mean_operator_ns(json.dumps(events), 1) == (("a (Conv)", 11500), ("loop/b (Add)", 5000))
+    # A run that was cut short has no model_run, and does not count.
+    assert mean_operator_ns(json.dumps([*events, events[2]]), 2) == (
+        ("a (Conv)", 13000),
+        ("loop/b (Add)", 8000),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "{}",
+        "null",
+        "[1, null, []]",
+        "[" * 100_000,
+        json.dumps([event("Session", "model_run")]),
+        json.dumps([event("Node", "a_kernel_time", "9"), event("Session", "model_run")] * 2),
+        json.dumps([{"cat": "Node", "name": "a_kernel_time", "dur": 1, "args": 5}]),
+    ],
+)
+def test_a_broken_ort_profile_is_empty(text):
+    assert mean_operator_ns(text, 1) == ()
+
+
 @pytest.mark.parametrize("data", [b"", b"junk", b"\0\0\0\0ORTMjunk"])
 def test_ort_refuses_what_is_no_model(load, data):
     need("onnxruntime")
@@ -120,6 +190,16 @@ def test_tflite_input_of_another_size(load):
     runner = load("tflite", (FIXTURES / "tiny.tflite").read_bytes())
     with pytest.raises(RunFailedError, match="takes 256 bytes"):
         runner.set_inputs([b""])
+
+
+def test_who_has_no_profile_says_so(load, stub):
+    need("ai_edge_litert")
+    for runner, name in (
+        (load("tflite", (FIXTURES / "tiny.tflite").read_bytes()), "ai-edge-litert"),
+        (load("executable", stub()), "stub"),
+    ):
+        with pytest.raises(RunFailedError, match=f"{name}.* tells .*no time an operator"):
+            runner.profile(3)
 
 
 def test_executable(load, stub, tmp_path):
