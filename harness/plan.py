@@ -87,9 +87,13 @@ class History:
     def __init__(self, records: Iterable[MeasurementRecord] = ()) -> None:
         self._runs: dict[Hashable, list[float]] = defaultdict(list)
         self._pauses: dict[Hashable, list[float]] = defaultdict(list)
+        self._reached: dict[Hashable, bool] = {}
         last: dict[str, MeasurementRecord] = {}
         for record in records:
             before = last.pop(record.spec.board_id, None)
+            if record.error is None or record.error.kind == "condition":
+                for board_id in (record.spec.board_id, None):
+                    self._reached[board_id, stretch_of(record.spec.condition)] = not record.error
             if record.error is not None or len(record.states) < 2:
                 continue
             start_ns, end_ns = record.states[0].monotonic_ns, record.states[-1].monotonic_ns
@@ -108,6 +112,11 @@ class History:
             if key in self._runs:
                 return median(self._runs[key]), evidence
         return None, _BY_RULE
+
+    def reached(self, spec: RunSpec) -> bool | None:
+        """Whether this heat and charge were reached last time, on this board or else on any."""
+        stretch = stretch_of(spec.condition)
+        return self._reached.get((spec.board_id, stretch), self._reached.get((None, stretch)))
 
     def pause_s(self, board_id: str, *, changed: bool) -> float | None:
         """The median pause before a run, on this board or else on any."""
@@ -133,13 +142,18 @@ def _are_neighbours(earlier: MeasurementRecord, later: MeasurementRecord) -> boo
     )
 
 
+def has_band(condition: Condition) -> bool:
+    """Whether heat or charge is asked for, which a board reaches by waiting."""
+    c = condition
+    bounds = (c.temp_c_min, c.temp_c_max, c.battery_pct_min, c.battery_pct_max)
+    return bounds != (None, None, None, None)
+
+
 def is_waited_for(before: RunSpec | None, spec: RunSpec) -> bool:
     """Whether the board must get warmer, cooler, fuller or emptier than the last run left it."""
-    c = spec.condition
-    bounds = (c.temp_c_min, c.temp_c_max, c.battery_pct_min, c.battery_pct_max)
-    if bounds == (None, None, None, None):
+    if not has_band(spec.condition):
         return False
-    return before is None or stretch_of(before.condition) != stretch_of(c)
+    return before is None or stretch_of(before.condition) != stretch_of(spec.condition)
 
 
 def make_plan(campaign: Campaign, stored: Collection[str], history: History) -> Plan:
@@ -208,7 +222,9 @@ class _Estimate:
     def __init__(self, history: History) -> None:
         self._history = history
         self._runs_by_evidence: Counter[int] = Counter()
-        self._changes: Counter[bool] = Counter()
+        self._changes = 0
+        self._in_unknown_band = 0
+        self._in_unreached_band = 0
         self._longest_run_s = 0.0
         self._longest_timeout_s = 0.0
 
@@ -217,11 +233,12 @@ class _Estimate:
         span = Span()
         before: RunSpec | None = None
         for spec in specs:
-            span += self._of_run(before, spec)
+            span += self._of_run(spec)
+            span += self._of_pause(spec, changed=is_waited_for(before, spec))
             before = spec
         return span
 
-    def _of_run(self, before: RunSpec | None, spec: RunSpec) -> Span:
+    def _of_run(self, spec: RunSpec) -> Span:
         run_s, evidence = self._history.run_s(spec)
         self._runs_by_evidence[evidence] += 1
         if run_s is None:
@@ -230,41 +247,49 @@ class _Estimate:
             span = Span(min(ASSUMED_LOAD_S, longest_s), longest_s)
         else:
             span = Span(run_s, run_s)
-        changed = is_waited_for(before, spec)
+        reached = self._history.reached(spec)
+        if reached or not has_band(spec.condition):
+            return span
+        # Every run of a stretch tries anew to reach its band, within its own timeout_s.
+        self._in_unknown_band += reached is None
+        self._in_unreached_band += reached is False
+        self._longest_timeout_s = max(self._longest_timeout_s, spec.timeout_s)
+        return Span(span.low_s, max(span.high_s, spec.timeout_s))
+
+    def _of_pause(self, spec: RunSpec, *, changed: bool) -> Span:
         pause_s = self._history.pause_s(spec.board_id, changed=changed)
-        if changed:
-            self._changes[pause_s is not None] += 1
-        if pause_s is not None:
-            return span + Span(pause_s, pause_s)
-        if changed:
-            # Reaching a condition is part of what timeout_s bounds.
-            self._longest_timeout_s = max(self._longest_timeout_s, spec.timeout_s)
-            return Span(span.low_s, max(span.high_s, spec.timeout_s))
-        return span
+        if pause_s is None:
+            return Span()
+        self._changes += changed
+        return Span(pause_s, pause_s)
 
     def assumed(self) -> list[str]:
         """What the durations rest on, a sentence each."""
-        said = [
-            f"{self._runs_by_evidence[evidence]} runs: as long as {words} was in the median"
-            for evidence, words in enumerate(_EVIDENCE[:_BY_RULE])
-            if self._runs_by_evidence[evidence]
+        unknown = self._runs_by_evidence[_BY_RULE]
+        counted = [
+            *(
+                (self._runs_by_evidence[evidence], f"runs: as long as {words} was in the median")
+                for evidence, words in enumerate(_EVIDENCE[:_BY_RULE])
+            ),
+            (
+                unknown,
+                f"runs, never measured with this stopping rule: {ASSUMED_LOAD_S:g} s to load, and "
+                f"warm-up and timed loop up to max_seconds each ({self._longest_run_s:g} s in all "
+                "at most)",
+            ),
+            (self._changes, "changes of heat or charge: the median of earlier ones"),
+            (
+                self._in_unknown_band,
+                "runs in a band of heat or charge in which no board ever was: up to timeout_s "
+                f"each, where it cannot be reached ({self._longest_timeout_s:g} s at most)",
+            ),
+            (
+                self._in_unreached_band,
+                "runs under a condition that was not reached last time: up to timeout_s "
+                f"each ({self._longest_timeout_s:g} s at most)",
+            ),
         ]
-        if unknown := self._runs_by_evidence[_BY_RULE]:
-            said.append(
-                f"{unknown} runs, never measured with this stopping rule: {ASSUMED_LOAD_S:g} s to "
-                f"load, and warm-up and timed loop up to max_seconds each ({self._longest_run_s:g} "
-                "s in all at most)"
-            )
-        if self._changes[True]:
-            said.append(
-                f"{self._changes[True]} changes of heat or charge: the median of earlier ones"
-            )
-        if self._changes[False]:
-            said.append(
-                f"{self._changes[False]} changes of heat or charge, never measured: from at once "
-                f"to the run's timeout_s ({self._longest_timeout_s:g} s at most)"
-            )
-        return said
+        return [f"{count} {words}" for count, words in counted if count]
 
 
 def _about_the_rack(boards: Sequence[PlannedBoard]) -> list[str]:

@@ -104,13 +104,25 @@ def test_cells_are_listed_once_with_their_repeats(campaign_of):
     assert canaries == sum(map(is_canary, campaign.specs)) == 2 * 4
 
 
-def test_a_change_of_heat_that_was_never_measured_may_take_the_whole_timeout(campaign_of):
-    campaign = campaign_of(CAMPAIGN + BANDS)
-    plan = make_plan(campaign, (), History())
-    changes = n_changes(campaign.specs)
-    assert 3 <= changes <= 4
-    assert plan.wall_clock.high_s == changes * 50 + (8 - changes) * LONGEST_S
-    assert plan.wall_clock.low_s == 8 * LOAD_S
+def test_in_a_band_that_was_never_measured_each_run_may_take_its_whole_timeout(campaign_of):
+    plan = make_plan(campaign_of(CAMPAIGN + BANDS), (), History())
+    assert plan.wall_clock == Span(8 * LOAD_S, 8 * 50.0)
+    assert any("8 runs in a band" in said for said in plan.assumed)
+
+
+def test_a_band_that_was_not_reached_last_time_may_not_be_reached_again(campaign_of):
+    specs = campaign_of(CAMPAIGN + BANDS).specs
+    failure = RunError("condition", "45..55 °C was not reached in time", "n")
+    cold = [s for s in specs if s.condition.temp_c_max == 55]
+    warm = [s for s in specs if s.condition.temp_c_max == 75]
+    history = History(
+        [record(s, 0, 3) for s in specs] + [record(s, 0, 1, error=failure) for s in cold]
+    )
+    assert {history.reached(s) for s in cold} == {False}
+    assert {history.reached(s) for s in warm} == {True}
+    plan = make_plan(campaign_of(CAMPAIGN + BANDS), (), history)
+    assert plan.wall_clock == Span(8 * 3.0, 4 * 3.0 + 4 * 50.0)
+    assert any("4 runs under a condition that was not reached last" in s for s in plan.assumed)
 
 
 def test_measured_durations_and_changes_are_taken_as_they_were(campaign_of):
