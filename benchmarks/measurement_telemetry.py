@@ -10,12 +10,10 @@ in random order, so that slow seconds of the machine disturb both.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from device_agents.platforms import Linux
 from device_agents.platforms import select as select_platform
 from device_agents.runtimes import RUNTIMES, Runner
 from device_agents.sysfs import Root
-from device_agents.telemetry import PERIOD_S, Sampler
+from device_agents.telemetry import PERIOD_S, Sampler, observation_cpu_ns
 from device_agents.tensors import draw
 
 BLOCK_S = 0.5
@@ -43,14 +41,13 @@ Row = dict[str, Any]
 class TelemetryCost:
     """on_ns, off_ns: [pair][inference]. observed: readings in all blocks with telemetry.
 
-    observe_cpu_ns: CPU time of one reading, the median of many; observe_ns: how long it takes.
+    observe_cpu_ns: CPU time of one reading, the median of many.
     """
 
     on_ns: Sequence[Sequence[int]]
     off_ns: Sequence[Sequence[int]]
     observed: int
     observe_cpu_ns: int
-    observe_ns: int
 
 
 def measured(folder: Path, root: Path, model: Path, pairs: int) -> TelemetryCost:
@@ -76,7 +73,6 @@ def telemetry_row(cost: TelemetryCost) -> Row:
         "mean_ratio": median(fmean(on) / fmean(off) for on, off in pairs),
         "observations": cost.observed,
         "observation_cpu_us": cost.observe_cpu_ns / 1e3,
-        "observation_us": cost.observe_ns / 1e3,
         "share_of_a_core": cost.observe_cpu_ns / 1e9 / PERIOD_S,
     }
 
@@ -100,22 +96,12 @@ def cost_of(platform: Linux, runner: Runner, pairs: int) -> TelemetryCost:
     observed = 0
     for _ in range(pairs):
         for on in rng.sample((True, False), 2):
-            sampler = Sampler(platform) if on else None
-            with sampler or contextlib.nullcontext():
+            with Sampler(platform, PERIOD_S if on else None) as sampler:
                 latency_ns[on].append(runner.time_batch(count))
-            observed += len(sampler.states) if sampler else 0
-    cpu_ns, wall_ns = _observation_ns(platform)
-    return TelemetryCost(latency_ns[True], latency_ns[False], observed, cpu_ns, wall_ns)
-
-
-def _observation_ns(platform: Linux) -> tuple[int, int]:
-    cpu_ns, wall_ns = [], []
-    for _ in range(OBSERVATIONS):
-        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-        platform.observe()
-        wall_ns.append(time.perf_counter_ns() - wall)
-        cpu_ns.append(time.thread_time_ns() - cpu)
-    return round(median(cpu_ns)), round(median(wall_ns))
+            observed += len(sampler.states)
+    return TelemetryCost(
+        latency_ns[True], latency_ns[False], observed, observation_cpu_ns(platform, OBSERVATIONS)
+    )
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,9 @@ def arguments(description: str | None) -> argparse.Namespace:
 def finish(
     name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], out: Path | None
 ) -> int:
-    """Print the table and the bars, write the document, and return the exit status."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
-    for line in (columns, *cells):
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+    """Print a table of each run of rows with equal columns and the bars, write the document, and return the exit status."""
+    for _, alike in groupby(rows, key=tuple):
+        _print_table(list(alike))
     for bar in bars:
         state = "holds" if bar.holds else "DOES NOT HOLD"
         print(f"{bar.what}: {bar.value:.4g} {bar.op} {bar.limit:g}: {state}")
@@ -103,5 +101,16 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(rows[0])
+    cells = [[_cell(row[c]) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    for line in (columns, *cells):
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+    print()
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
