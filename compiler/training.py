@@ -128,6 +128,33 @@ def distil(
         teacher.train(was_training).to(was_on)
 
 
+def train_together(
+    network: nn.Module,
+    splits: data.Splits,
+    settings: TrainSettings,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> TrainResult:
+    """Trains networks that share weights in place, the widest by labels, the others by the widest.
+
+    network: in training mode it answers (n_networks, n, classes), the widest first, and in eval
+    mode with the widest alone (switchable.SwitchableNetwork). Loss: CE of the widest and, summed
+    over the others, KL(widest ‖ other), the widest's answer held fixed (in-place distillation, Yu
+    & Huang, 1903.05134, section 3.3). checkpoint and errors: as in train.
+    """
+
+    def loss_of(logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        widest, others = logits[0], logits[1:]
+        loss = functional.cross_entropy(widest, y, label_smoothing=settings.label_smoothing)
+        opinion = functional.log_softmax(widest.detach(), dim=1)
+        for other in others:
+            answer = functional.log_softmax(other, dim=1)
+            loss = loss + functional.kl_div(answer, opinion, reduction="batchmean", log_target=True)
+        return loss
+
+    return _optimise(network, splits, settings, loss_of, progress, checkpoint, ["together"])
+
+
 def evaluate(network: nn.Module, x: data.PictureSet, y: Tensor) -> float:
     """Accuracy, a fraction, in eval mode; the network's mode is put back.
 
