@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_agents.contract import SCHEMA_VERSION, DeviceProfile
+from harness.energy import energy_uj
 from harness.errors import StoreError
 from harness.statistics import median_ns
 from harness.store import Store, StoredRun
@@ -136,6 +137,7 @@ def _row(run: StoredRun, profiles: dict[str, DeviceProfile]) -> dict[str, object
         "effective_freq_khz": before.effective_freq_khz if before else None,
         "effective_freq_khz_after": record.states[-1].effective_freq_khz if before else None,
         "power_mw": statistics.median(during_mw) if during_mw else None,
+        "energy_uj": energy_uj(record),
         "battery_pct": before.battery_pct if before else None,
         "peak_rss_bytes": record.peak_rss_bytes,
         "governor": before.governor if before else None,
