@@ -17,10 +17,11 @@ from device_agents.clock import effective_freq_khz
 from device_agents.errors import AgentError
 from device_agents.files import write_whole
 from device_agents.home import Home
-from device_agents.platforms import Linux, select
+from device_agents.platforms import Jetson, Linux, select
 from device_agents.privilege import HELPER, helper_works, is_machine, setup_commands
 from device_agents.probe import runtime_versions
 from device_agents.sysfs import Root
+from device_agents.telemetry import PERIOD_S, observation_cpu_ns
 
 _FREE_BYTES_MIN = 200 << 20
 _NOTHING = "nothing to do"
@@ -48,7 +49,9 @@ def run_checks(home: Home, root: Root) -> List[Check]:
         _thermal(board),
         _cpufreq(board),
         *_power_mode(board),
+        *_locked_clocks(board),
         _clock(),
+        _telemetry(board),
         _battery(board),
     ]
 
@@ -156,6 +159,24 @@ def _power_mode(board: Linux) -> List[Check]:
     if os.geteuid() == 0 or helper_works():
         return [Check("power_mode", True, fact)]
     return [Check("power_mode", True, f"{fact}, not to be set", _setup("set power modes"))]
+
+
+def _locked_clocks(board: Linux) -> List[Check]:
+    """Only of Jetsons that say so: root's."""
+    if not isinstance(board, Jetson) or board.clocks_are_locked() is not True:
+        return []
+    fact = "jetson_clocks holds the clocks at their mode's maximum"
+    return [Check("jetson_clocks", False, fact, "sudo jetson_clocks --restore, or reboot")]
+
+
+def _telemetry(board: Linux) -> Check:
+    cost_us = observation_cpu_ns(board) / 1e3
+    share_pct = cost_us / 1e6 / PERIOD_S * 100
+    fact = f"a sample takes {cost_us:.0f} µs of CPU, {share_pct:.2f} % of a core"
+    if not board.root.given_up:
+        return Check("telemetry", True, fact)
+    given_up = ", ".join(sorted(board.root.given_up))
+    return Check("telemetry", True, f"{fact}; {given_up} hangs and is not read", "see its driver")
 
 
 def _setup(purpose: str) -> str:

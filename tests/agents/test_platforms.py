@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from device_agents.checks import run_checks
+from device_agents.home import Home
 from device_agents.platforms import Linux, select
 
 THERMAL = "sys/class/thermal"
@@ -189,12 +191,15 @@ def test_reading_fully_is_the_same_where_no_vendor_has_a_program(tree):
     assert (board.power_mode(), board.power_modes()) == (None, ())
 
 
-def test_what_hangs_is_given_up_when_the_board_is_first_seen(tree):
+def test_what_hangs_is_given_up_when_the_board_is_first_seen(tree, tmp_path):
     tree.put(zones("45500\n", "", "51000\n"))
     (tree.path / f"{THERMAL}/thermal_zone1/temp").unlink()
     os.mkfifo(tree.path / f"{THERMAL}/thermal_zone1/temp")  # opening it waits for a writer
     state = select(tree.root).observe()
     assert state.temp_c_by_zone == (("zone-0", 45.5), ("zone-1", None), ("zone-2", 51.0))
+    (check,) = [c for c in run_checks(Home(tmp_path), tree.root) if c.name == "telemetry"]
+    assert "µs of CPU" in check.fact
+    assert "thermal_zone1/temp hangs and is not read" in check.fact
 
 
 def test_any_other_board_is_linux(tree):

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from device_agents import checks
 from device_agents.errors import RunFailedError
 from device_agents.platforms import Jetson, select
 from device_agents.platforms.tools import NOBODY, Tools
@@ -244,6 +245,14 @@ def test_nvpmodel_goes_before_its_state(tree):
     tools = Tools({("nvpmodel", "-q"): "NV Power Mode: MODE_30W\n2\n"}.get, print, print)
     board = Jetson(tree.root, tools)
     assert board.power_mode() == board.observe_fully().power_mode == "MODE_30W"
+
+
+@pytest.mark.parametrize(("lowest", "names"), [("1479000", ["jetson_clocks"]), ("102000", [])])
+def test_check_tells_of_locked_clocks(tree, lowest, names):
+    shown = f"cpu0: Online=1 Governor=schedutil MinFreq={lowest} MaxFreq=1479000 CurrentFreq=1"
+    board = Jetson(tree.root, Tools({("jetson_clocks", "--show"): shown}.get, print, print))
+    found = checks._locked_clocks(board)
+    assert [check.name for check in found if not check.ok] == names
 
 
 def test_locked_clocks(tree):
