@@ -56,7 +56,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 def finish(
     name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], out: Path | None
 ) -> int:
-    """Print a table of each run of rows with equal columns and the bars, write the document, and return the exit status."""
+    """Print a table for every kind of row and the bars, write the document, return the status."""
     for _, alike in groupby(rows, key=tuple):
         _print_table(list(alike))
     for bar in bars:
