@@ -1,0 +1,124 @@
+"""One switchable network and, for each of its widths, a network trained alone under its budget.
+
+Input: a network's name and a Budget. Output: accuracies on the test part, sizes, and the trained
+sub-networks. Weights stay in the work folder, so that a second call only evaluates.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compiler import data, networks, training, weights
+from compiler.pruning import importance
+from compiler.pruning.groups import trace
+from compiler.switchable.network import SwitchableNetwork, best_first, nested_widths
+from compiler.training import Distillation, TrainSettings
+
+SEED = 0
+WIDTH_STEP = 4
+SCORED_PICTURES = 512
+
+
+@dataclass(frozen=True)
+class Budget:
+    """ratios: of channels that go. epochs: of the dense network, and again of what comes after it.
+    pictures: of the training part, None for all.
+    """
+
+    ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    epochs: int = 8
+    pictures: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Positions as in ratios. bytes_*: of weights and statistics as stored, float32."""
+
+    ratios: tuple[float, ...]
+    macs: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    accuracies_alone: tuple[float, ...]
+    bytes_widest: int
+    bytes_together: int
+    bytes_apart: int
+    sub_networks: tuple[nn.Module, ...]
+
+
+def trained(folder: Path, name: str, budget: Budget) -> Trained:
+    """Everything trained, or read from the folder where it was.
+
+    Alone: the same slice of the same dense network, distilled from it for as many epochs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = _splits(budget)
+    dense = networks.build(name, SEED)
+    space = trace(dense.eval(), networks.input_shape(name), name, width_step=WIDTH_STEP)
+    settings = TrainSettings(epochs=budget.epochs, seed=SEED)
+    _once(folder / "dense", dense, lambda: training.train(dense, splits, settings))
+    scores = importance.activation(dense, space, splits.train_x[:SCORED_PICTURES])
+    ordered = best_first(dense, space, scores)
+    widths = nested_widths(space, budget.ratios)
+    switchable = SwitchableNetwork(ordered, space, widths)
+    slices = [copy.deepcopy(switchable.sub_network(position)) for position in range(len(widths))]
+    _once(
+        folder / "together",
+        switchable,
+        lambda: training.train_together(switchable, splits, settings),
+    )
+    distilled = partial(
+        training.distil,
+        teacher=dense,
+        splits=splits,
+        settings=settings,
+        distillation=Distillation(),
+    )
+    for ratio, alone in zip(budget.ratios, slices, strict=True):
+        _once(folder / f"alone-{ratio:g}", alone, partial(distilled, alone))
+    together = tuple(switchable.sub_network(position).eval() for position in range(len(widths)))
+
+    def accuracy(network: nn.Module) -> float:
+        return training.evaluate(network.eval(), splits.test_x, splits.test_y)
+
+    return Trained(
+        ratios=budget.ratios,
+        macs=tuple(space.macs(of_one) for of_one in widths),
+        accuracies=tuple(accuracy(network) for network in together),
+        accuracies_alone=tuple(accuracy(network) for network in slices),
+        bytes_widest=_bytes(together[0]),
+        bytes_together=_bytes(switchable),
+        bytes_apart=sum(_bytes(network) for network in together),
+        sub_networks=together,
+    )
+
+
+def _splits(budget: Budget) -> data.Splits:
+    splits = data.load("digits", SEED)
+    if budget.pictures is None:
+        return splits
+    few = budget.pictures
+    return replace(splits, train_x=splits.train_x[:few], train_y=splits.train_y[:few])
+
+
+def _once(path: Path, network: nn.Module, train: Callable[[], object]) -> None:
+    """Train, or load what an earlier call left."""
+    stored = path.with_name(f"{path.name}.safetensors")
+    if stored.exists():
+        weights.load_into(network, stored, path.parent.name)
+    else:
+        print(f"training {path.parent.name}: {path.name}", file=sys.stderr, flush=True)
+        train()
+        weights.save(network.state_dict(), stored)
+    network.eval()
+
+
+def _bytes(network: nn.Module) -> int:
+    state = network.state_dict().values()
+    return sum(v.numel() * v.element_size() for v in state if torch.is_floating_point(v))
