@@ -1,4 +1,6 @@
+import math
 import random
+from statistics import NormalDist
 
 import pytest
 
@@ -39,13 +41,65 @@ def test_equal_medians_with_other_spread_are_not_steady():
     assert not is_steady([100, 100, 100, 100, 100, 40, 60, 100, 140, 160], 5)
 
 
-def test_interval_covers_the_median_as_often_as_it_says():
-    rng = random.Random(7)
-    covered = 0
-    for _ in range(400):
-        low, high = median_interval_ns([int(rng.lognormvariate(10, 0.3)) for _ in range(60)])
-        covered += low <= 22026 <= high
-    assert covered / 400 >= 0.92
+REPEATS = 250
+
+
+def one_level(rng: random.Random, n: int, rho: float) -> list[int]:
+    """AR(1), stationary from its first value, median 1,000,000."""
+    value, values = rng.gauss(0, 1), []
+    for _ in range(n):
+        values.append(1_000_000 + round(20_000 * value))
+        value = rho * value + math.sqrt(1 - rho * rho) * rng.gauss(0, 1)
+    return values
+
+
+def two_levels(rng: random.Random, n: int, stay: float, upper: float) -> list[int]:
+    """A share ``upper`` 10 % higher, at a level drawn anew with probability 1 - stay."""
+    high, values = rng.random() < upper, []
+    for _ in range(n):
+        values.append(1_000_000 + 100_000 * high + round(5000 * rng.gauss(0, 1)))
+        if rng.random() > stay:
+            high = rng.random() < upper
+    return values
+
+
+def lower_median(upper: float) -> float:
+    """Of two_levels; nothing of the upper level reaches so far down."""
+    return 1_000_000 + 5000 * NormalDist().inv_cdf(0.5 / (1 - upper))
+
+
+def coverage(draw, truth_ns: float) -> tuple[float, float]:
+    """Of REPEATS series: the share with an interval, and how many of these cover."""
+    intervals = [median_interval_ns(draw()) for _ in range(REPEATS)]
+    given = [interval for interval in intervals if interval is not None]
+    covered = sum(low <= truth_ns <= high for low, high in given)
+    return len(given) / REPEATS, covered / len(given)
+
+
+@pytest.mark.parametrize(("n", "rho"), [(60, 0.0), (60, 0.5), (200, 0.8), (400, 0.9)])
+def test_intervals_cover_as_often_as_they_say(n, rho):
+    rng = random.Random(n)
+    given, covered = coverage(lambda: one_level(rng, n, rho), 1_000_000)
+    assert given >= 0.75
+    assert covered >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("n", "stay", "upper"),
+    [(60, 0.0, 0.2), (60, 0.5, 0.35), (60, 0.5, 0.45), (200, 0.8, 0.45), (400, 0.9, 0.2)],
+)
+def test_intervals_cover_between_two_levels(n, stay, upper):
+    rng = random.Random(n)
+    given, covered = coverage(lambda: two_levels(rng, n, stay, upper), lower_median(upper))
+    assert given >= 0.75
+    assert covered >= 0.93
+
+
+def test_a_series_worth_too_little_has_no_interval():
+    rng = random.Random(3)
+    worth = [effective_count(one_level(rng, 60, 0.97)) for _ in range(50)]
+    assert sorted(worth)[25] < 5
+    assert coverage(lambda: one_level(rng, 60, 0.97), 1_000_000)[0] < 0.2
 
 
 def autocorrelated(n: int, rho: float, seed: int) -> list[int]:
