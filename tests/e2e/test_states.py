@@ -1,8 +1,8 @@
 """Clock, heat and charge through the whole way, and what is left when somebody is killed in it.
 
 campaign.yaml → executor → SSH → the unchanged agent at / → record, on boards that are sshd
-processes in namespaces of their own; simulated. Latencies are compared by their low decile, and
-boards are slowed by their CPU time, so that other work on this machine decides nothing.
+processes in namespaces of their own; simulated. The least latencies are compared, and boards are
+slowed and heated by their CPU time, so that other work on this machine decides nothing.
 """
 
 import json
@@ -52,12 +52,14 @@ HEATING = {
     "idle_power_w": 0.2,
     "core_power_w": 20.0,
     "soft_trip_c": TRIP_C,
+    "hysteresis_c": 2.0,
 }
 BOARDS = RackSpec(
     boards=(
         VirtualBoardSpec("portable", cores=CORES, battery=BatterySpec(charge_pct=80.0)),
         VirtualBoardSpec("hot", **HEATING),
-        VirtualBoardSpec("victim", **HEATING),
+        VirtualBoardSpec("without-harness", **HEATING),
+        VirtualBoardSpec("without-agent", **HEATING),
     ),
     seed=0,
 )
@@ -152,10 +154,10 @@ def lab(tmp_path_factory):
 def test_a_fixed_low_clock_slows_a_network_by_the_ratio_of_the_clocks(lab):
     before = lab.policy("portable")
     low_clock = {"freq_khz": FREQS_KHZ[0]}
-    plain, low = lab.measure("clock", "portable", {}, low_clock, repeats=4)
+    plain, low = lab.measure("clock", "portable", {}, low_clock, repeats=6)
     assert _reported_khz(plain) == {FREQS_KHZ[-1]}
     assert _reported_khz(low) == {FREQS_KHZ[0]}
-    assert _ms(low) / _ms(plain) == pytest.approx(FREQS_KHZ[-1] / FREQS_KHZ[0], rel=0.25)
+    assert _ms(low) / _ms(plain) == _about(FREQS_KHZ[-1] / FREQS_KHZ[0])
     assert lab.policy("portable") == before
 
 
@@ -174,57 +176,62 @@ def test_a_battery_that_is_nearly_flat_caps_the_clock_and_is_seen(lab):
     assert all(s.throttled for r in low for s in r.states)
     assert not any(s.throttled for r in plain for s in r.states)
     assert (_reported_khz(low), _reported_khz(plain)) == ({750_000}, {FREQS_KHZ[-1]})
-    assert _ms(low) / _ms(plain) == pytest.approx(2.0, rel=0.25)
+    assert _ms(low) / _ms(plain) == _about(2.0)
 
 
 def test_heat_throttles_a_board_and_is_told_and_a_cool_band_is_reached_and_held(lab):
     (plain,) = lab.measure("plain", "hot", {}, repeats=2)
     ((hot,),) = lab.measure("hot", "hot", {"temp_c_min": 66.0}, stopping=LONG, timeout_s=240.0)
-    # A test has no minutes for cooling.
+    # A test has no minutes for cooling: the last few degrees are left to the agent, in which the
+    # kernel gives the clock back step by step, one a second.
     rack.set_environment(lab.rack, "hot", ambient_c=-150.0)
-    band = {"temp_c_min": 56.0, "temp_c_max": 72.0}
+    _until(lambda: lab.status("hot").temp_c < TRIP_C)
+    rack.set_environment(lab.rack, "hot", ambient_c=20.0)
+    band = {"temp_c_min": 60.0, "temp_c_max": 72.0}
     (cool,) = lab.measure("cool", "hot", band, repeats=3, timeout_s=240.0)
     assert all(s.temp_c() < TRIP_C and not s.throttled for r in plain for s in r.states)
     assert hot.states[0].temp_c() > 60.0
     assert Reason.THROTTLED in hot.verdict.reasons
     assert any(s.throttled for s in hot.states)
-    late = sorted(hot.latency_ns[-len(hot.latency_ns) // 10 :])
-    assert late[len(late) // 10] / 1e6 > 1.2 * _ms(plain)
-    assert all(56.0 <= s.temp_c() <= 72.0 for r in cool for s in r.states)
+    last_tenth = hot.latency_ns[-len(hot.latency_ns) // 10 :]
+    assert min(last_tenth) / 1e6 > 1.2 * _ms(plain)
+    assert all(60.0 <= s.temp_c() <= 72.0 and not s.throttled for r in cool for s in r.states)
     told = {reason for r in cool for reason in r.verdict.reasons}
     assert not told & {Reason.THROTTLED, Reason.LEFT_BAND}
-    assert _ms(cool) / _ms(plain) == pytest.approx(1.0, rel=0.25)
+    assert _ms(cool) / _ms(plain) == _about(1.0)
 
 
 @pytest.mark.parametrize("killed", ["harness", "agent"])
 def test_clock_and_heat_are_put_back_after_a_kill(lab, killed):
-    """In the middle of heating at a fixed clock, towards a heat that is out of reach."""
-    before = lab.policy("victim")
-    condition = {"governor": "powersave", "freq_khz": FREQS_KHZ[0], "temp_c_min": 150.0}
-    campaign = lab.campaign(f"kill-{killed}", "victim", [condition], QUICK, timeout_s=12.0)
-    start_c = lab.status("victim").temp_c
+    """In the middle of heating at a fixed clock."""
+    board_id, freq_khz = f"without-{killed}", 1_000_000
+    before = lab.policy(board_id)
+    condition = {"governor": "powersave", "freq_khz": freq_khz, "temp_c_min": 66.0}
+    campaign = lab.campaign(board_id, board_id, [condition], QUICK, timeout_s=240.0)
     source = "import sys; from fleetcut.cli import main; sys.exit(main(sys.argv[1:]))"
     harness = subprocess.Popen(
         [sys.executable, "-c", source, *lab.argv(campaign)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    fixed = ("powersave", str(freq_khz), str(freq_khz))
     try:
-        low = ("powersave", str(FREQS_KHZ[0]), str(FREQS_KHZ[0]))
-        _until(lambda: lab.policy("victim") == low)
-        _until(lambda: lab.status("victim").temp_c > start_c + 0.5)
+        _until(lambda: lab.policy(board_id) == fixed)
+        start_c = lab.status(board_id).temp_c
+        _until(lambda: lab.status(board_id).temp_c > start_c + 0.5)
     finally:
         os.kill(harness.pid, signal.SIGKILL)
         harness.wait()
-    assert lab.policy("victim") == low
+    assert lab.policy(board_id) == fixed
     if killed == "agent":
-        _kill_worker(lab, "victim")
-    _until(lambda: lab.policy("victim") == before)
-    _until(lambda: not lab.agent_pids("victim"))  # of the burners too: nothing heats it any more
+        _kill_worker(lab, board_id)
+    _until(lambda: lab.policy(board_id) == before)
+    _until(lambda: not lab.agent_pids(board_id))  # of the burners too: nothing heats it any more
     if killed == "harness":  # the agent went on by itself: its record only has to be fetched
         assert main(lab.argv(campaign)) == 0
-        (record,) = lab.records(f"kill-{killed}")
-        assert record.error.kind == "condition"
+        (record,) = lab.records(board_id)
+        assert record.error is None
+        assert _reported_khz([record]) == {freq_khz}
 
 
 def _kill_worker(lab, board_id):
@@ -247,10 +254,15 @@ def _until(question):
 
 
 def _ms(records):
-    """The least low decile of several runs: other work on this machine can only raise it."""
+    """The least latency of several runs: other work on this machine can only raise one."""
     for record in records:
         assert record.error is None, record.error
-    return min(sorted(r.latency_ns)[len(r.latency_ns) // 10] for r in records) / 1e6
+    return min(min(record.latency_ns) for record in records) / 1e6
+
+
+def _about(ratio):
+    """What another tenant of this machine's core may make of a ratio: states differ by more."""
+    return pytest.approx(ratio, rel=0.35)
 
 
 def _reported_khz(records):
