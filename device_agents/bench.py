@@ -10,8 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Tuple
 
 from device_agents.contract import (
     BoardState,
@@ -22,20 +21,19 @@ from device_agents.contract import (
     StoppingRule,
 )
 from device_agents.errors import RunFailedError
-from device_agents.heat import Burners
+from device_agents.heat import Burners, Heat
 from device_agents.home import Inputs
 from device_agents.memory import peak_rss_bytes, reset_peak_rss
 from device_agents.platforms import Linux
+from device_agents.probe import boot_id
 from device_agents.runtimes import RUNTIMES, Loader, Runner
-from device_agents.stopping import is_enough, is_steady, window_size
+from device_agents.scheduling import CpuTimes, cpu_times
+from device_agents.stopping import is_steady, window_size
 from device_agents.telemetry import Sampler
 from device_agents.tensors import draw, max_abs_err
+from device_agents.timed_loop import REWARM, time_until_enough
 from device_agents.verdict import Observed, drifted, judge
 
-_BATCH_NS = 50_000_000
-"""About one batch of timed inferences; the stopping rule is looked at between two."""
-
-_REWARM = 3
 _PROFILED = 20
 """Inferences in the pass that times operators."""
 
@@ -108,9 +106,13 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         error, first_ns = _first(spec, bench.inputs, runner)
         warmup_ns, steady = _warm_up(runner, spec.stopping)
         warm = bench.platform.observe(_clock_since(bench, before))
+        heat = _heat(spec, bench)
+        pids = (os.getpid(), runner.pid)
         with Sampler(bench.platform) as sampler:
             warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
-            latency_ns = time_until_enough(runner, spec.stopping, warmup_ns)
+            cpu_before = cpu_times(pids)
+            timed = time_until_enough(runner, spec.stopping, warmup_ns, heat)
+            cpu_after = cpu_times(pids)
         after = bench.platform.observe_fully(_clock_since(bench, warm))
         # A process of its own has a peak of its own; ours keeps that of earlier runs unless reset.
         known = fresh_peak or runner.pid != os.getpid()
@@ -119,7 +121,21 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         operators, operators_missing = _operators(runner) if spec.operators else ((), None)
     finally:
         runner.close()
-    observed = Observed(before, warm, sampler.states, after, steady, tuple(latency_ns))
+    own_ns, wait_ns = _spent(cpu_before, cpu_after)
+    observed = Observed(
+        before=before,
+        warm=warm,
+        during=sampler.states,
+        after=after,
+        warmup_steady=steady,
+        timed=timed,
+        threads=spec.threads,
+        cpu_own_ns=own_ns,
+        # A stand-in's CPU is its host's: what it waits for says nothing of the board it stands for.
+        cpu_wait_ns=None if bench.identity.simulated else wait_ns,
+        rebooted=_has_rebooted(bench),
+        fell_back=provider != runner.provider_asked,
+    )
     return MeasurementRecord(
         spec=spec,
         profile_sha256=bench.identity.profile_sha256,
@@ -132,15 +148,39 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         execution_provider=provider,
         load_ns=load_ns,
         first_inference_ns=first_ns,
-        warmup_count=len(warmup_ns),
+        warmup_count=len(warmup_ns) + timed.rewarmed,
         warmup_steady=steady,
-        latency_ns=observed.latency_ns,
+        latency_ns=timed.latency_ns,
         max_abs_err=error,
         peak_rss_bytes=peak_bytes,
+        timed_ns=timed.timed_ns,
+        cpu_own_ns=own_ns,
+        cpu_wait_ns=wait_ns,
         operators=operators,
         operators_missing=operators_missing,
         verdict=judge(spec.condition, observed),
     )
+
+
+def _heat(spec: RunSpec, bench: Bench) -> Optional[Heat]:
+    low_c, high_c = spec.condition.temp_c_min, spec.condition.temp_c_max
+    if low_c is None and high_c is None:
+        return None
+    return Heat(bench.platform, low_c, high_c, time.sleep, burners=bench.burners)
+
+
+def _has_rebooted(bench: Bench) -> bool:
+    now, then = boot_id(bench.platform.root), bench.identity.boot_id
+    return now is not None and then is not None and now != then
+
+
+def _spent(
+    before: Optional[CpuTimes], after: Optional[CpuTimes]
+) -> Tuple[Optional[int], Optional[int]]:
+    """(ns run, ns waited) between two looks; a thread that ended meanwhile took its part along."""
+    if before is None or after is None:
+        return None, None
+    return max(0, after.run_ns - before.run_ns), max(0, after.wait_ns - before.wait_ns)
 
 
 def _loader(runtime: str) -> Loader:
@@ -213,33 +253,7 @@ def _rewarm_count(rule: StoppingRule) -> int:
     Reading the board's state empties caches: the first inference after it took up to 20 times the
     median of a small model.
     """
-    return min(_REWARM, rule.warmup_max - 1)
-
-
-def time_until_enough(
-    runner: Runner,
-    rule: StoppingRule,
-    warmup_ns: Sequence[int],
-    clock_s: Callable[[], float] = time.monotonic,
-) -> List[int]:
-    """Every latency of the timed loop, in batches short enough to end it in time."""
-    latency_ns: List[int] = []
-    batch = max(1, int(_BATCH_NS // max(1, median(warmup_ns))))
-    deadline_s = clock_s() + rule.max_seconds
-    look_at = rule.samples_min
-    while len(latency_ns) < rule.samples_max:
-        bound = rule.samples_min if len(latency_ns) < rule.samples_min else rule.samples_max
-        latency_ns += runner.time_batch(min(batch, bound - len(latency_ns)))
-        if len(latency_ns) < rule.samples_min:
-            continue
-        if clock_s() >= deadline_s:
-            break
-        if len(latency_ns) >= look_at:
-            if is_enough(latency_ns, rule.ci_fraction):
-                break
-            # Each look costs time in proportion to the samples: a tenth more before the next.
-            look_at = len(latency_ns) * 11 // 10
-    return latency_ns
+    return min(REWARM, rule.warmup_max - 1)
 
 
 def _clock_since(bench: Bench, earlier: BoardState) -> Optional[int]:

@@ -57,6 +57,24 @@ class Journal:
         """The run_ids that have a record."""
         return [str(e["run_id"]) for e in self.entries if e["event"] == "record"]
 
+    def reboots(self) -> Dict[str, int]:
+        """run_id → how often the board booted anew while it ran.
+
+        A worker writes its boot_id as it starts; a run that was begun under another one has no
+        record, and what ended it was no kill.
+        """
+        counts: Dict[str, int] = {}
+        boot_id = running = None
+        for entry in self.entries:
+            if entry["event"] == "session":
+                booted = None not in (boot_id, entry["boot_id"]) and boot_id != entry["boot_id"]
+                if running is not None and booted:
+                    counts[running] = counts.get(running, 0) + 1
+                boot_id, running = entry["boot_id"], None
+            else:
+                running = entry["run_id"] if entry["event"] == "run_started" else None
+        return counts
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -127,8 +145,10 @@ def _recover(fd: int) -> Tuple[List[Entry], int]:
 
 
 def _summary(entry: Entry) -> Entry:
-    """Its seq and event, and of a record the id of its run."""
+    """What tells which runs are done, and which were under way at which boot."""
+    kept = {"session": "boot_id", "run_started": "run_id", "record": "run_id"}
     summary: Entry = {"seq": entry["seq"], "event": entry["event"]}
-    if entry["event"] == "record":
-        summary["run_id"] = entry.get("run_id")
+    name = kept.get(entry["event"])
+    if name is not None:
+        summary[name] = entry.get(name)
     return summary

@@ -39,6 +39,8 @@ from device_agents.sysfs import Root
 
 _CONDITION_SHARE = 0.8
 """Of a run's timeout, for reaching its condition: the rest is for the run itself."""
+_REBOOTS = 2
+"""A run that the board did not outlive so often is not tried again: the others wait for it."""
 
 
 @dataclass(frozen=True)
@@ -122,22 +124,28 @@ class _Worker:
                 boot_id=self._identity.boot_id,
                 profile=json.loads(encode(self._profile)),
             )
-            done = set(journal.done())
+            done, reboots = set(journal.done()), journal.reboots()
             for spec in self._session.specs:
                 if spec.run_id not in done:
-                    self._measure(spec, journal)
+                    self._measure(spec, journal, reboots.get(spec.run_id, 0))
             journal.append("finished")
         finally:
             self._child.end()
             self._conditioner.end()
             journal.close()
 
-    def _measure(self, spec: RunSpec, journal: Journal) -> None:
+    def _measure(self, spec: RunSpec, journal: Journal, reboots: int) -> None:
         self._wait(0.0)
         journal.append("run_started", run_id=spec.run_id)
         started_unix_ns = time.time_ns()
         start_s = time.monotonic()
         try:
+            if reboots >= _REBOOTS:
+                raise RunFailedError(
+                    "rebooted",
+                    f"the board booted anew {reboots} times while this ran",
+                    "see its power supply, its cooling and the kernel's log of the last boot",
+                )
             with self._conditioner.hold(spec.condition, spec.timeout_s * _CONDITION_SHARE):
                 line = self._child.run(spec, spec.timeout_s - (time.monotonic() - start_s))
         except RunFailedError as failed:

@@ -158,6 +158,7 @@ class StoppingEntry(_Entry):
     samples_max: int = Field(default=StoppingRule.samples_max, ge=1, examples=[200])
     ci_fraction: float = Field(default=StoppingRule.ci_fraction, gt=0, lt=1, examples=[0.02])
     max_seconds: float = Field(default=StoppingRule.max_seconds, gt=0, examples=[10.0])
+    min_seconds: float = Field(default=StoppingRule.min_seconds, ge=0, examples=[1.0])
 
 
 class SkipEntry(_Entry):

@@ -51,8 +51,8 @@ class StoppingRule:
 
     Warm-up: at least warmup_min and at most warmup_max inferences, ended early once steady.
     Timed loop: at least samples_min and at most samples_max inferences; between the two it ends
-    once max_seconds have passed or the 95 % interval of the median is narrower than
-    ci_fraction of it. All counts > 0.
+    once max_seconds have passed or, after min_seconds, the 95 % interval of the median is narrower
+    than ci_fraction of it. All counts > 0.
     """
 
     warmup_min: int = 5
@@ -61,6 +61,7 @@ class StoppingRule:
     samples_max: int = 200
     ci_fraction: float = 0.02
     max_seconds: float = 10.0
+    min_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.warmup_min <= self.warmup_max:
@@ -69,6 +70,8 @@ class StoppingRule:
             raise ValueError(f"sample bounds {self.samples_min}..{self.samples_max}")
         if not 0 < self.ci_fraction < 1 or not self.max_seconds > 0:
             raise ValueError("ci_fraction must be in (0, 1) and max_seconds > 0")
+        if not 0 <= self.min_seconds <= self.max_seconds:
+            raise ValueError(f"bounds of seconds {self.min_seconds:g}..{self.max_seconds:g}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ class RunSpec:
 class RunError:
     """A run that gave no latency.
 
-    kind: "timeout", "crashed", "model", "runtime", "condition", "missing_blob" or "agent".
+    kind: "timeout", "crashed", "model", "runtime", "condition", "missing_blob", "rebooted"
+    or "agent".
     fact: what happened, in one line. next_step: what to do about it.
     """
 

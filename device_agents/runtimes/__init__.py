@@ -32,12 +32,14 @@ class TensorSpec:
 class Runner(Protocol):
     """A loaded model. version: the runtime's. provider: what really runs the operators.
 
+    provider_asked: what should; where the two differ the runtime fell back.
     pid: the process that holds the model.
     """
 
     pid: int
     version: str
     provider: str
+    provider_asked: str
     inputs: Tuple[TensorSpec, ...]
     outputs: Tuple[TensorSpec, ...]
 

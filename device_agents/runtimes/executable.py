@@ -85,7 +85,7 @@ class ExecutableRunner:
 
     def _read_description(self, described: Dict[str, Any]) -> None:
         self.version = str(described.get("version"))
-        self.provider = str(described.get("runtime"))
+        self.provider = self.provider_asked = str(described.get("runtime"))
         shapes = [_shape(described.get(key)) for key in ("input_shape", "output_shape")]
         self.inputs: Tuple[TensorSpec, ...] = (TensorSpec("input", "float32", shapes[0]),)
         self.outputs: Tuple[TensorSpec, ...] = (TensorSpec("output", "float32", shapes[1]),)

@@ -34,6 +34,7 @@ _DTYPES = {
 }
 _ERRORS_ONLY = 3
 _PROFILE_WARMUPS = 1
+_PROVIDER = "CPUExecutionProvider"
 
 
 class OrtRunner:
@@ -51,6 +52,7 @@ class OrtRunner:
         self.version = str(onnxruntime.__version__)
         self._session = _session(onnxruntime, model, threads)
         self.provider = str(self._session.get_providers()[0])
+        self.provider_asked = _PROVIDER
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
         self._feeds: Any = {}
@@ -124,9 +126,7 @@ def _session(
         # A blob is named by its hash: there is no suffix to tell the formats apart.
         options.add_session_config_entry("session.load_model_format", "ORT")
     try:
-        return onnxruntime.InferenceSession(
-            str(model), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(model), sess_options=options, providers=[_PROVIDER])
     except Exception as error:
         raise RunFailedError(
             "model", f"onnxruntime cannot load it: {error}", "see that its opset fits the board"

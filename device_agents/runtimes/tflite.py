@@ -24,6 +24,7 @@ PACKAGES = (
 )
 _REFERENCE_PROVIDER = "TfLiteBuiltin"
 _XNNPACK_PROVIDER = "TfLiteXNNPackDelegate"
+_UNKNOWN = "CPU"
 
 
 class TfliteRunner:
@@ -51,6 +52,8 @@ class TfliteRunner:
         self.inputs = _specs(self._inputs)
         self.outputs = _specs(self._outputs)
         self.provider = _provider(self._interpreter)
+        # Where nobody can tell what runs the operators, nothing is claimed.
+        self.provider_asked = self.provider if self.provider == _UNKNOWN else _XNNPACK_PROVIDER
 
     def set_inputs(self, tensors: Sequence[bytes]) -> None:
         for detail, spec, data in zip(self._inputs, self.inputs, tensors):
@@ -113,6 +116,6 @@ def _provider(interpreter: Any) -> str:
     """From the interpreter's own list of operators, a private call: absent, nothing is claimed."""
     details = getattr(interpreter, "_get_ops_details", None)
     if details is None:
-        return "CPU"
+        return _UNKNOWN
     names = {str(operator.get("op_name")) for operator in details()}
     return _XNNPACK_PROVIDER if "DELEGATE" in names else _REFERENCE_PROVIDER

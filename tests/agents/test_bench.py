@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from device_agents import bench as module
-from device_agents.bench import Bench, Identity, measure, time_until_enough
+from device_agents.bench import Bench, Identity, measure
 from device_agents.contract import (
     GoldenCheck,
     MeasurementRecord,
@@ -21,6 +21,7 @@ from device_agents.errors import RunFailedError
 from device_agents.home import Home, Inputs
 from device_agents.platforms import Linux
 from device_agents.runtimes import TensorSpec
+from device_agents.timed_loop import time_until_enough
 
 SPEC = RunSpec("campaign", "board", "", "fake")
 IDENTITY = Identity("p" * 64, "a" * 64, "boot", simulated=True)
@@ -29,7 +30,7 @@ IDENTITY = Identity("p" * 64, "a" * 64, "boot", simulated=True)
 class FakeRunner:
     """Answers twice its input; its latencies follow ``latency(i)`` for the i-th inference."""
 
-    version, provider = "1.0", "FakeProvider"
+    version, provider, provider_asked = "1.0", "FakeProvider", "FakeProvider"
     pid = os.getpid()
     inputs = outputs = (TensorSpec("x", "float32", (2,)),)
 
@@ -175,23 +176,66 @@ def noisy(i: int) -> int:
 )
 def test_the_timed_loop_ends_by_its_interval_or_its_maximum(latency, expected):
     rule = StoppingRule(samples_min=30, samples_max=200, ci_fraction=0.02)
-    assert len(time_until_enough(FakeRunner(latency), rule, [1000], lambda: 0.0)) == expected
+    timed = time_until_enough(FakeRunner(latency), rule, [1000], clock_s=lambda: 0.0)
+    assert len(timed.latency_ns) == expected
 
 
 def test_the_timed_loop_ends_by_its_seconds():
     seconds = iter(range(1000))
     rule = StoppingRule(samples_min=5, samples_max=1000, max_seconds=3)
     runner = FakeRunner(lambda i: 20_000_000 + noisy(i) * 100)
-    latency_ns = time_until_enough(runner, rule, [50_000_000], lambda: float(next(seconds)))
-    assert len(latency_ns) == 7  # 5 at least, then until the third look at the clock
+    clock_s = lambda: float(next(seconds))  # noqa: E731
+    timed = time_until_enough(runner, rule, [50_000_000], clock_s=clock_s)
+    assert len(timed.latency_ns) == 7  # 5 at least, then until the third look at the clock
     assert max(runner.batches) == 1
 
 
 def test_no_batch_runs_past_the_bounds():
     rule = StoppingRule(samples_min=7, samples_max=23, ci_fraction=0.0001)
     runner = FakeRunner(noisy)
-    assert len(time_until_enough(runner, rule, [1], lambda: 0.0)) == 23
+    assert len(time_until_enough(runner, rule, [1], clock_s=lambda: 0.0).latency_ns) == 23
     assert runner.batches == [7, 16]
+
+
+def test_the_timed_loop_lasts_its_least_seconds():
+    seconds = iter(range(1000))
+    rule = StoppingRule(samples_min=5, samples_max=1000, max_seconds=9, min_seconds=6)
+    runner = FakeRunner(lambda i: 50_000_000)
+    timed = time_until_enough(
+        runner, rule, [50_000_000], clock_s=lambda: float(next(seconds)), keeper=None
+    )
+    assert len(timed.latency_ns) == 10  # 5, and one more at each second until the sixth
+
+
+class Keeper:
+    """A heat that leaves its band before the second batch."""
+
+    def __init__(self, turns) -> None:
+        self._turns = iter(turns)
+
+    def keep(self) -> bool:
+        return next(self._turns)
+
+
+def test_the_loop_stands_still_while_the_state_is_brought_back():
+    rule = StoppingRule(samples_min=2, samples_max=4, ci_fraction=0.0001)
+    runner = FakeRunner(noisy)
+    timed = time_until_enough(
+        runner, rule, [50_000_000], Keeper([False, True, False, False]), clock_s=lambda: 0.0
+    )
+    assert len(timed.latency_ns) == 4
+    assert timed.rewarmed == 3
+    assert runner.batches == [1, 3, 1, 1, 1]
+    ((begin_ns, end_ns),) = timed.pauses
+    assert begin_ns <= end_ns
+    # What ran to warm up again is not among the latencies.
+    assert timed.latency_ns == (noisy(0), noisy(4), noisy(5), noisy(6))
+
+
+def test_a_band_that_cannot_be_held_ends_the_run():
+    rule = StoppingRule(samples_min=30, samples_max=400, ci_fraction=0.0001)
+    with pytest.raises(RunFailedError, match="the band was left"):
+        time_until_enough(FakeRunner(noisy), rule, [50_000_000], Keeper([True] * 400))
 
 
 def golden(home, output: bytes, atol: float = 0.1) -> RunSpec:
@@ -287,6 +331,21 @@ def test_no_clock(run):
     record = run(FakeRunner(), clocks=(None,))
     assert record.verdict.valid
     assert all(state.effective_freq_khz is None for state in record.states)
+
+
+def test_a_board_that_booted_meanwhile_and_a_runtime_that_fell_back(run, tree):
+    tree.put({"proc/sys/kernel/random/boot_id": "another\n"})
+    runner = FakeRunner()
+    runner.provider = "SlowProvider"
+    verdict = run(runner).verdict
+    assert verdict.reasons == (Reason.REBOOTED, Reason.RUNTIME_FELL_BACK)
+
+
+def test_the_record_holds_the_cpu_time_of_its_loop(run):
+    record = run(FakeRunner())
+    assert record.timed_ns > 0
+    assert record.cpu_own_ns >= 0
+    assert record.cpu_wait_ns >= 0
 
 
 def test_throttling_is_seen_in_the_record(run, tree):

@@ -139,3 +139,18 @@ def test_parse_line_refuses_what_is_no_entry():
     assert parse_line(b'{"seq": 0, "event": "x"}\n') is None
     assert parse_line(b'{"seq": 1}\n') is None
     assert parse_line(b"[" * 100_000 + b"\n") is None
+
+
+def test_reboots_are_counted_for_the_run_that_they_ended(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for boot_id in ("one", "one", "two", "three"):
+        journal.append("session", boot_id=boot_id)
+        journal.append("run_started", run_id="a")
+    journal.append("record", run_id="a")
+    journal.append("session", boot_id="four")  # nothing ran when this boot came
+    journal.append("run_started", run_id="b")
+    journal.append("session", boot_id=None)  # nobody can tell
+    # Killed on the first boot, and begun again there: no reboot.
+    assert journal.reboots() == {"a": 2}
+    journal.close()
+    assert Journal(tmp_path / "journal.jsonl").reboots() == {"a": 2}

@@ -181,6 +181,28 @@ def test_a_killed_worker_loses_nothing_and_does_nothing_twice(agent, stub, gate,
     assert list((agent.home / "scratch").iterdir()) == []
 
 
+def test_a_run_that_the_board_does_not_outlive_is_told_and_the_others_are_measured(
+    agent, stub, gate, tree, records_of
+):
+    held, quick = agent.push(stub(gate.on_bench)), agent.push(stub())
+    runs = [*specs(held, 1), *specs(quick, 1)]
+    for boot_id in ("one", "two"):
+        tree.put({"proc/sys/kernel/random/boot_id": boot_id})
+        agent.start("s", runs)
+        with gate.arrived() as arrived:
+            arrived.readline()
+            os.kill(worker_pid(agent, "s"), signal.SIGKILL)
+            assert arrived.read() == ""
+    tree.put({"proc/sys/kernel/random/boot_id": "three"})
+    agent.start("s", runs)
+    lines = agent.follow("s")
+    assert lines[-1]["state"] == "finished"
+    rebooting, measured = records_of(lines)
+    assert rebooting.error.kind == "rebooted"
+    assert "2 times" in rebooting.error.fact
+    assert measured.verdict.valid
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_board_is_put_back(agent, stub, gate, tree, number):
     tree.put(tree.cpufreq)
