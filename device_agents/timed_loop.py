@@ -38,7 +38,7 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Timed:
-    """latency_ns: in order. rewarmed: uncounted inferences after pauses. timed_ns: without pauses."""
+    """latency_ns: in order. rewarmed: inferences after pauses, uncounted. timed_ns: less pauses."""
 
     latency_ns: Tuple[int, ...]
     pauses: Tuple[Pause, ...]
