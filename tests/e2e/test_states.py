@@ -63,7 +63,7 @@ BOARDS = RackSpec(
     ),
     seed=0,
 )
-QUICK = {"warmup_min": 2, "warmup_max": 8, "samples_min": 40, "samples_max": 40}
+QUICK = {"warmup_min": 2, "warmup_max": 8, "samples_min": 200, "samples_max": 200}
 LONG = {**QUICK, "samples_min": 6_000, "samples_max": 100_000, "max_seconds": 5.0}
 LONG["ci_fraction"] = 1e-6
 """At least 5 s and 6,000 inferences: a second or more of work, however little time it is given."""
@@ -163,14 +163,12 @@ def test_a_fixed_low_clock_slows_a_network_by_the_ratio_of_the_clocks(lab):
 
 def test_a_battery_that_is_nearly_flat_caps_the_clock_and_is_seen(lab):
     charged, flat = {"battery_pct_min": 50.0}, {"battery_pct_max": 15.0}
-    (plain,) = lab.measure("charged", "portable", charged, repeats=3)
-    rack.set_environment(lab.rack, "portable", charge_pct=8.0)
-    try:
-        (low,) = lab.measure("flat", "portable", flat, repeats=3)
-    finally:
+    plain, low = [], []
+    for turn in range(2):  # in turn, for this machine's own speed comes and goes
+        plain += lab.measure(f"charged-{turn}", "portable", charged, repeats=2)[0]
+        rack.set_environment(lab.rack, "portable", charge_pct=8.0)
+        low += lab.measure(f"flat-{turn}", "portable", flat, repeats=2)[0]
         rack.set_environment(lab.rack, "portable", charge_pct=80.0)
-    (again,) = lab.measure("charged-again", "portable", charged, repeats=3)
-    plain += again
     assert {s.battery_pct for r in plain for s in r.states} == {80.0}
     assert {s.battery_pct for r in low for s in r.states} == {8.0}
     assert all(s.throttled for r in low for s in r.states)
