@@ -6,11 +6,12 @@ Raises only for a bug; whatever the model, the runtime or the board does is in t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from device_agents.contract import (
     BoardState,
@@ -18,21 +19,23 @@ from device_agents.contract import (
     MeasurementRecord,
     RunError,
     RunSpec,
-    StoppingRule,
 )
 from device_agents.errors import RunFailedError
 from device_agents.heat import Burners, Heat
 from device_agents.home import Inputs
 from device_agents.memory import peak_rss_bytes, reset_peak_rss
 from device_agents.platforms import Linux
+from device_agents.privilege import is_machine
 from device_agents.probe import boot_id
 from device_agents.runtimes import RUNTIMES, Loader, Runner
-from device_agents.scheduling import CpuTimes, cpu_times
-from device_agents.stopping import is_steady, window_size
+from device_agents.scheduling import Meter
 from device_agents.telemetry import Sampler
 from device_agents.tensors import draw, max_abs_err
-from device_agents.timed_loop import REWARM, time_until_enough
+from device_agents.timed_loop import TimedLoop, after_reading, warm_up, worse
 from device_agents.verdict import Observed, drifted, judge
+
+_KEEP_SHARE = 0.8
+"""Of the time that a run has, for bringing its heat back: the reason is told before the end."""
 
 _PROFILED = 20
 """Inferences in the pass that times operators."""
@@ -64,11 +67,15 @@ class Bench:
     burners: Optional[Burners] = None
 
 
-def measure(spec: RunSpec, bench: Bench) -> MeasurementRecord:
-    """The record of one run. Blocks for as long as it takes: the caller holds the timeout."""
+def measure(spec: RunSpec, bench: Bench, limit_s: Optional[float] = None) -> MeasurementRecord:
+    """The record of one run. Blocks for as long as it takes: the caller holds the timeout.
+
+    limit_s: that timeout, where there is one.
+    """
     started_unix_ns = time.time_ns()
+    keep_until_s = None if limit_s is None else time.monotonic() + limit_s * _KEEP_SHARE
     try:
-        return _measure(spec, bench, started_unix_ns)
+        return _measure(spec, bench, started_unix_ns, keep_until_s)
     except RunFailedError as failed:
         state = bench.platform.observe()
         return failed_record(spec, bench.identity, failed.error, started_unix_ns, (state,))
@@ -94,47 +101,50 @@ def failed_record(
     )
 
 
-def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRecord:
+def _measure(
+    spec: RunSpec, bench: Bench, started_unix_ns: int, keep_until_s: Optional[float]
+) -> MeasurementRecord:
     load = _loader(spec.runtime)
     model = bench.inputs.model(spec)
     before = bench.platform.observe_fully(bench.clock_khz())
-    fresh_peak = reset_peak_rss(os.getpid())
-    start_ns = time.perf_counter_ns()
-    runner = load(model, spec.threads, bench.scratch)
-    load_ns = time.perf_counter_ns() - start_ns
-    try:
-        error, first_ns = _first(spec, bench.inputs, runner)
-        warmup_ns, steady = _warm_up(runner, spec.stopping)
-        warm = bench.platform.observe(_clock_since(bench, before))
+    with contextlib.ExitStack() as stack:
         heat = _heat(spec, bench)
-        pids = (os.getpid(), runner.pid)
+        if heat is not None:
+            stack.callback(heat.close)
+        fresh_peak = reset_peak_rss(os.getpid())
+        start_ns = time.perf_counter_ns()
+        runner = load(model, spec.threads, bench.scratch)
+        load_ns = time.perf_counter_ns() - start_ns
+        stack.callback(runner.close)
+        error, first_ns = _first(spec, bench.inputs, runner)
+        kept_back = after_reading(spec.stopping)
+        warmup_ns, steady = warm_up(runner, spec.stopping, kept_back)
+        warm = bench.platform.observe(_clock_since(bench, before))
+        meter = Meter((os.getpid(), runner.pid), bench.platform.root)
         with Sampler(bench.platform) as sampler:
-            warmup_ns += runner.time_batch(_rewarm_count(spec.stopping))
-            cpu_before = cpu_times(pids)
-            timed = time_until_enough(runner, spec.stopping, warmup_ns, heat)
-            cpu_after = cpu_times(pids)
+            warmup_ns += runner.time_batch(kept_back)
+            loop = TimedLoop(runner, spec.stopping, warmup_ns, meter, heat, keep_until_s)
+            timed = loop.run()
         after = bench.platform.observe_fully(_clock_since(bench, warm))
         # A process of its own has a peak of its own; ours keeps that of earlier runs unless reset.
         known = fresh_peak or runner.pid != os.getpid()
         peak_bytes = peak_rss_bytes(runner.pid) if known else None
-        version, provider = runner.version, runner.provider
+        told_by_waiting = _waits_for_others(spec, bench, runner.pid)
         operators, operators_missing = _operators(runner) if spec.operators else ((), None)
-    finally:
-        runner.close()
-    own_ns, wait_ns = _spent(cpu_before, cpu_after)
     observed = Observed(
         before=before,
         warm=warm,
-        during=sampler.states,
+        during=tuple(s for s in sampler.states if not timed.in_pause(s.monotonic_ns)),
         after=after,
-        warmup_steady=steady,
-        timed=timed,
+        warmup_steady=worse(steady, timed.steady),
+        latency_ns=timed.latency_ns,
+        timed_ns=timed.timed_ns,
+        cpu_own_ns=meter.own_ns,
+        cpu_wait_ns=meter.wait_ns if told_by_waiting else None,
+        cpu_busy_ns=meter.busy_ns,
         threads=spec.threads,
-        cpu_own_ns=own_ns,
-        # A stand-in's CPU is its host's: what it waits for says nothing of the board it stands for.
-        cpu_wait_ns=None if bench.identity.simulated else wait_ns,
         rebooted=_has_rebooted(bench),
-        fell_back=provider != runner.provider_asked,
+        fell_back=runner.provider != runner.provider_asked,
     )
     return MeasurementRecord(
         spec=spec,
@@ -144,18 +154,18 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
         simulated=bench.identity.simulated,
         started_unix_ns=started_unix_ns,
         states=observed.states,
-        runtime_version=version,
-        execution_provider=provider,
+        runtime_version=runner.version,
+        execution_provider=runner.provider,
         load_ns=load_ns,
         first_inference_ns=first_ns,
-        warmup_count=len(warmup_ns) + timed.rewarmed,
-        warmup_steady=steady,
+        warmup_count=len(warmup_ns) + timed.warmup_count,
+        warmup_steady=observed.warmup_steady,
         latency_ns=timed.latency_ns,
         max_abs_err=error,
         peak_rss_bytes=peak_bytes,
         timed_ns=timed.timed_ns,
-        cpu_own_ns=own_ns,
-        cpu_wait_ns=wait_ns,
+        cpu_own_ns=meter.own_ns,
+        cpu_wait_ns=meter.wait_ns,
         operators=operators,
         operators_missing=operators_missing,
         verdict=judge(spec.condition, observed),
@@ -163,24 +173,26 @@ def _measure(spec: RunSpec, bench: Bench, started_unix_ns: int) -> MeasurementRe
 
 
 def _heat(spec: RunSpec, bench: Bench) -> Optional[Heat]:
+    """To be made ahead of the runtime's threads: without the worker's burners it forks its own."""
     low_c, high_c = spec.condition.temp_c_min, spec.condition.temp_c_max
     if low_c is None and high_c is None:
         return None
     return Heat(bench.platform, low_c, high_c, time.sleep, burners=bench.burners)
 
 
+def _waits_for_others(spec: RunSpec, bench: Bench, pid: int) -> bool:
+    """Whether the wait for a CPU tells of foreign load on this board.
+
+    A stand-in's scheduler is its host's, and more threads than CPUs wait for each other.
+    """
+    if bench.identity.simulated or not is_machine(bench.platform.root):
+        return False
+    return spec.threads <= len(os.sched_getaffinity(pid))
+
+
 def _has_rebooted(bench: Bench) -> bool:
     now, then = boot_id(bench.platform.root), bench.identity.boot_id
     return now is not None and then is not None and now != then
-
-
-def _spent(
-    before: Optional[CpuTimes], after: Optional[CpuTimes]
-) -> Tuple[Optional[int], Optional[int]]:
-    """(ns run, ns waited) between two looks; a thread that ended meanwhile took its part along."""
-    if before is None or after is None:
-        return None, None
-    return max(0, after.run_ns - before.run_ns), max(0, after.wait_ns - before.wait_ns)
 
 
 def _loader(runtime: str) -> Loader:
@@ -229,31 +241,6 @@ def _operators(runner: Runner) -> Tuple[Tuple[Tuple[str, int], ...], Optional[st
         return runner.profile(_PROFILED), None
     except RunFailedError as failed:
         return (), f"{failed.error.fact}. Next: {failed.error.next_step}"
-
-
-def _warm_up(runner: Runner, rule: StoppingRule) -> Tuple[List[int], Optional[bool]]:
-    """Latencies of the warm-up and whether it got steady; None where it was too short to say.
-
-    What `_rewarm_count` keeps back is run later, and counts towards the rule's bounds.
-    """
-    most = rule.warmup_max - _rewarm_count(rule)
-    window = window_size(rule.warmup_min, most)
-    latency_ns: List[int] = []
-    while len(latency_ns) < most:
-        wanted = max(window or 1, rule.warmup_min - len(latency_ns))
-        latency_ns += runner.time_batch(min(wanted, most - len(latency_ns)))
-        if is_steady(latency_ns, window):
-            return latency_ns, True
-    return latency_ns, False if window else None
-
-
-def _rewarm_count(rule: StoppingRule) -> int:
-    """Inferences kept back from the warm-up for after the clock was measured.
-
-    Reading the board's state empties caches: the first inference after it took up to 20 times the
-    median of a small model.
-    """
-    return min(REWARM, rule.warmup_max - 1)
 
 
 def _clock_since(bench: Bench, earlier: BoardState) -> Optional[int]:

@@ -1,6 +1,7 @@
 """The process that measures, held by the worker at the end of two pipes.
 
-Input: a RunSpec a line. Output: a MeasurementRecord a line, or how the process ended.
+Input: a line a run, its seconds and its RunSpec. Output: a MeasurementRecord a line, or how the
+process ended.
 A runtime that crashes, hangs or eats the memory takes this process with it and not the worker.
 """
 
@@ -39,7 +40,7 @@ class BenchChild:
     def run(self, spec: RunSpec, timeout_s: float) -> str:
         """The encoded record. Raises RunFailedError ("timeout", "crashed") and StoppedError."""
         deadline_s = time.monotonic() + timeout_s
-        line = encode(spec).encode("utf-8") + b"\n"
+        line = f"{timeout_s:.3f} {encode(spec)}\n".encode()
         if self._pid is None or not self._send(line):
             # An idle child may have been ended, for its memory, since the run before.
             self.end()
@@ -111,6 +112,7 @@ def serve(bench: Bench, specs_fd: int, records_fd: int) -> None:
     """The child's life: one line in, one line out, until the worker closes its end."""
     with os.fdopen(specs_fd, "rb") as specs, os.fdopen(records_fd, "wb") as records:
         for line in specs:
-            record = measure(decode(RunSpec, line), bench)
+            limit_s, _, document = line.partition(b" ")
+            record = measure(decode(RunSpec, document), bench, float(limit_s))
             records.write(encode(record).encode("utf-8") + b"\n")
             records.flush()

@@ -106,7 +106,7 @@ def halves_differ(latency_ns: Sequence[int], fraction: float) -> bool:
 
 
 def _effective_of(values: Sequence[float]) -> float:
-    """n / (1 + 2 Σ r_k), summed up to the first pair of lags that is not positive (Geyer 1992,
+    """N / (1 + 2 Σ r_k), summed up to the first pair of lags that is not positive (Geyer 1992,
     initial positive sequence).
 
     The mean is the sample's own, so every r_k is too low by about a share τ / n of itself and of

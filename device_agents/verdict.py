@@ -7,16 +7,18 @@ Input: the spec's condition, states and samples of one run. Output: Verdict.
   measured in; a cap that comes during the run makes one number of two states.
 - CLOCK_DRIFTED when the *measured* clock before and after the timed loop differs by more than 5 %.
   The reported one is not asked: it is what was requested.
-- UNDER_VOLTAGE when the supply was too weak at any reading: no state that anybody asks for.
-- LEFT_BAND when a reading of the timed loop lies outside the heat or charge that the spec asked
-  for, or the power source or mode is another one. Readings while the loop stood still, for the
-  heat to be brought back, do not count.
+- UNDER_VOLTAGE when the supply was too weak at any reading: no state that anybody asks for, and
+  one that comes and goes with the load (raspberrypi.com/documentation, "vcgencmd get_throttled").
+- LEFT_BAND when a reading of the timed loop lies outside the heat that the spec asked for, or one
+  from warm-up on outside the charge, or is of another power source, power mode or governor; also
+  where nobody asked for one of these and it changed. Readings while the loop stood still, for the
+  heat to be brought back, are not among those of the loop.
 - NOT_STEADY when warm-up did not settle and the samples' own halves differ by more than 10 %.
   Either alone happens to good runs: a noisy warm-up before a calm loop, or a slow drift that
   heat explains.
-- FOREIGN_LOAD when the threads that measure waited for a CPU for more than 10 % of the timed loop
-  (and more than 20 ms, a few time slices), or when others kept more than a quarter of a CPU busy
-  meanwhile (and more than 50 ms, for /proc/stat counts in steps of 10).
+- FOREIGN_LOAD by either of two signs (docs/adr/0009): the threads that measure waited for a CPU for
+  more than 10 % of the timed loop each, and 20 ms, some time slices; or others kept more than a
+  quarter of one CPU busy meanwhile, and 50 ms, for /proc/stat counts in steps of 10.
 - REBOOTED when the board's boot_id is another one than at the start of the worker.
 - RUNTIME_FELL_BACK when another provider ran the operators than the one asked for.
 """
@@ -24,11 +26,10 @@ Input: the spec's condition, states and samples of one run. Output: Verdict.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 from device_agents.contract import BoardState, Condition, Reason, Verdict
 from device_agents.stopping import halves_differ
-from device_agents.timed_loop import Timed
 
 CLOCK_DRIFT_FRACTION = 0.05
 HALVES_FRACTION = 0.10
@@ -42,8 +43,10 @@ OTHERS_NS_LEAST = 50_000_000
 class Observed:
     """One run as seen. before: ahead of the load. warm: between warm-up and the timed loop.
 
-    threads: that the runtime was given. cpu_own_ns, cpu_wait_ns: CPU time of the processes that
-    measure and their wait for a CPU in the timed loop; None where unknown.
+    during: in the timed loop, where it did not stand still. timed_ns: its length. cpu_own_ns,
+    cpu_wait_ns: CPU time in it of the processes that measure, and their wait for a CPU.
+    cpu_busy_ns: of all CPUs in it, for whomever. None is unknown, or no sign on this board.
+    threads: that the runtime was given.
     """
 
     before: BoardState
@@ -51,10 +54,12 @@ class Observed:
     during: Tuple[BoardState, ...]
     after: BoardState
     warmup_steady: Optional[bool]
-    timed: Timed
+    latency_ns: Tuple[int, ...]
+    timed_ns: int
     threads: int = 1
     cpu_own_ns: Optional[int] = None
     cpu_wait_ns: Optional[int] = None
+    cpu_busy_ns: Optional[int] = None
     rebooted: bool = False
     fell_back: bool = False
 
@@ -70,9 +75,11 @@ def judge(condition: Condition, run: Observed) -> Verdict:
         and any(state.throttled for state in run.states[1:]),
         Reason.CLOCK_DRIFTED: drifted(run.warm.effective_freq_khz, run.after.effective_freq_khz),
         Reason.UNDER_VOLTAGE: any(state.under_voltage for state in run.states),
-        Reason.LEFT_BAND: any(_outside(condition, state) for state in _while_timing(run)),
+        Reason.LEFT_BAND: _left_heat(condition, run)
+        or _left_power(condition, run.states[1:])
+        or _changed(run),
         Reason.NOT_STEADY: run.warmup_steady is not True
-        and halves_differ(run.timed.latency_ns, HALVES_FRACTION),
+        and halves_differ(run.latency_ns, HALVES_FRACTION),
         Reason.FOREIGN_LOAD: _waited(run) or _others_ran(run),
         Reason.REBOOTED: run.rebooted,
         Reason.RUNTIME_FELL_BACK: run.fell_back,
@@ -88,21 +95,29 @@ def drifted(before_khz: Optional[int], after_khz: Optional[int]) -> bool:
     return abs(after_khz - before_khz) > CLOCK_DRIFT_FRACTION * before_khz
 
 
-def _while_timing(run: Observed) -> List[BoardState]:
-    pauses = run.timed.pauses
-    return [
-        state
-        for state in run.states[1:]
-        if not any(begin <= state.monotonic_ns <= end for begin, end in pauses)
-    ]
+def _left_heat(condition: Condition, run: Observed) -> bool:
+    low_c, high_c = condition.temp_c_min, condition.temp_c_max
+    return any(_off(state.temp_c(), low_c, high_c) for state in run.during)
 
 
-def _outside(condition: Condition, state: BoardState) -> bool:
-    return (
-        _off(state.temp_c(), condition.temp_c_min, condition.temp_c_max)
-        or _off(state.battery_pct, condition.battery_pct_min, condition.battery_pct_max)
+def _left_power(condition: Condition, states: Sequence[BoardState]) -> bool:
+    low_pct, high_pct = condition.battery_pct_min, condition.battery_pct_max
+    return any(
+        _off(state.battery_pct, low_pct, high_pct)
         or _another(state.power_source, condition.power_source)
         or _another(state.power_mode, condition.power_mode)
+        or _another(state.governor, condition.governor)
+        for state in states
+    )
+
+
+def _changed(run: Observed) -> bool:
+    """Before and after are read alike, also where a vendor's program names the mode."""
+    before, after = run.before, run.after
+    return (
+        _another(after.power_source, before.power_source)
+        or _another(after.power_mode, before.power_mode)
+        or _another(after.governor, before.governor)
     )
 
 
@@ -119,20 +134,11 @@ def _another(found: Optional[str], asked: Optional[str]) -> bool:
 def _waited(run: Observed) -> bool:
     if run.cpu_wait_ns is None:
         return False
-    share_ns = WAIT_SHARE * run.timed.timed_ns * run.threads
-    return run.cpu_wait_ns > max(share_ns, WAIT_NS_LEAST)
+    return run.cpu_wait_ns > max(WAIT_SHARE * run.timed_ns * run.threads, WAIT_NS_LEAST)
 
 
 def _others_ran(run: Observed) -> bool:
-    """From the first reading of the timed loop to the last, as all CPUs counted."""
-    counts = [
-        (state.monotonic_ns, state.cpu_busy_ns)
-        for state in run.during
-        if state.cpu_busy_ns is not None
-    ]
-    # While the loop stands still the board is heated on purpose.
-    if run.cpu_own_ns is None or len(counts) < 2 or run.timed.pauses:
+    if run.cpu_own_ns is None or run.cpu_busy_ns is None:
         return False
-    (begin_ns, busy_before_ns), (end_ns, busy_after_ns) = counts[0], counts[-1]
-    others_ns = busy_after_ns - busy_before_ns - run.cpu_own_ns
-    return others_ns > max(OTHERS_SHARE * (end_ns - begin_ns), OTHERS_NS_LEAST)
+    others_ns = run.cpu_busy_ns - run.cpu_own_ns
+    return others_ns > max(OTHERS_SHARE * run.timed_ns, OTHERS_NS_LEAST)

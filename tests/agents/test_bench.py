@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from device_agents import bench as module
 from device_agents.bench import Bench, Identity, measure
 from device_agents.contract import (
+    BoardState,
+    Condition,
     GoldenCheck,
     MeasurementRecord,
     Reason,
@@ -21,7 +24,6 @@ from device_agents.errors import RunFailedError
 from device_agents.home import Home, Inputs
 from device_agents.platforms import Linux
 from device_agents.runtimes import TensorSpec
-from device_agents.timed_loop import time_until_enough
 
 SPEC = RunSpec("campaign", "board", "", "fake")
 IDENTITY = Identity("p" * 64, "a" * 64, "boot", simulated=True)
@@ -167,77 +169,6 @@ def test_a_warm_up_too_short_to_judge(run):
     assert record.verdict.valid
 
 
-def noisy(i: int) -> int:
-    return 100_000 + (i * 7919) % 90_001
-
-
-@pytest.mark.parametrize(
-    ("latency", "expected"), [(lambda i: 1000 + i % 2, 30), (noisy, 200), (lambda i: 1000, 30)]
-)
-def test_the_timed_loop_ends_by_its_interval_or_its_maximum(latency, expected):
-    rule = StoppingRule(samples_min=30, samples_max=200, ci_fraction=0.02)
-    timed = time_until_enough(FakeRunner(latency), rule, [1000], clock_s=lambda: 0.0)
-    assert len(timed.latency_ns) == expected
-
-
-def test_the_timed_loop_ends_by_its_seconds():
-    seconds = iter(range(1000))
-    rule = StoppingRule(samples_min=5, samples_max=1000, max_seconds=3)
-    runner = FakeRunner(lambda i: 20_000_000 + noisy(i) * 100)
-    clock_s = lambda: float(next(seconds))  # noqa: E731
-    timed = time_until_enough(runner, rule, [50_000_000], clock_s=clock_s)
-    assert len(timed.latency_ns) == 7  # 5 at least, then until the third look at the clock
-    assert max(runner.batches) == 1
-
-
-def test_no_batch_runs_past_the_bounds():
-    rule = StoppingRule(samples_min=7, samples_max=23, ci_fraction=0.0001)
-    runner = FakeRunner(noisy)
-    assert len(time_until_enough(runner, rule, [1], clock_s=lambda: 0.0).latency_ns) == 23
-    assert runner.batches == [7, 16]
-
-
-def test_the_timed_loop_lasts_its_least_seconds():
-    seconds = iter(range(1000))
-    rule = StoppingRule(samples_min=5, samples_max=1000, max_seconds=9, min_seconds=6)
-    runner = FakeRunner(lambda i: 50_000_000)
-    timed = time_until_enough(
-        runner, rule, [50_000_000], clock_s=lambda: float(next(seconds)), keeper=None
-    )
-    assert len(timed.latency_ns) == 10  # 5, and one more at each second until the sixth
-
-
-class Keeper:
-    """A heat that leaves its band before the second batch."""
-
-    def __init__(self, turns) -> None:
-        self._turns = iter(turns)
-
-    def keep(self) -> bool:
-        return next(self._turns)
-
-
-def test_the_loop_stands_still_while_the_state_is_brought_back():
-    rule = StoppingRule(samples_min=2, samples_max=4, ci_fraction=0.0001)
-    runner = FakeRunner(noisy)
-    timed = time_until_enough(
-        runner, rule, [50_000_000], Keeper([False, True, False, False]), clock_s=lambda: 0.0
-    )
-    assert len(timed.latency_ns) == 4
-    assert timed.rewarmed == 3
-    assert runner.batches == [1, 3, 1, 1, 1]
-    ((begin_ns, end_ns),) = timed.pauses
-    assert begin_ns <= end_ns
-    # What ran to warm up again is not among the latencies.
-    assert timed.latency_ns == (noisy(0), noisy(4), noisy(5), noisy(6))
-
-
-def test_a_band_that_cannot_be_held_ends_the_run():
-    rule = StoppingRule(samples_min=30, samples_max=400, ci_fraction=0.0001)
-    with pytest.raises(RunFailedError, match="the band was left"):
-        time_until_enough(FakeRunner(noisy), rule, [50_000_000], Keeper([True] * 400))
-
-
 def golden(home, output: bytes, atol: float = 0.1) -> RunSpec:
     check = GoldenCheck(put(home, struct.pack("<2f", 1, 2)), put(home, output), atol)
     return replace(SPEC, golden=check)
@@ -358,3 +289,87 @@ def test_throttling_is_seen_in_the_record(run, tree):
         return 1000
 
     assert run(FakeRunner(latency)).verdict.reasons == (Reason.THROTTLED,)
+
+
+class FakeHeat:
+    """Left once, before the loop; a reading that nobody should count is taken meanwhile."""
+
+    def __init__(self, platform, low_c, high_c, wait, burners=None) -> None:
+        self.asked = (low_c, high_c, burners)
+        self.closed = False
+        self.kept_ns = []
+        FakeHeat.made = self
+
+    def keep(self, deadline_s=None):
+        self.kept_ns.append(time.monotonic_ns())
+        return len(self.kept_ns) == 1
+
+    def close(self):
+        self.closed = True
+
+
+class FakeSampler:
+    """Reads 50 °C but for the moment in which the heat was brought back."""
+
+    def __init__(self, platform) -> None:
+        self.states = ()
+
+    def __enter__(self):
+        self.began_ns = time.monotonic_ns()
+        return self
+
+    def __exit__(self, *_):
+        times_ns = (self.began_ns, FakeHeat.made.kept_ns[0], time.monotonic_ns())
+        self.states = tuple(
+            BoardState(ns, temp_c_by_zone=(("cpu", temp_c),))
+            for ns, temp_c in zip(times_ns, (50.0, 90.0, 50.0), strict=True)
+        )
+
+
+BAND = replace(SPEC, condition=Condition(temp_c_min=40, temp_c_max=70))
+
+
+def test_the_band_is_kept_and_readings_while_the_loop_stood_still_are_none_of_its_own(
+    run, monkeypatch
+):
+    monkeypatch.setattr(module, "Heat", FakeHeat)
+    monkeypatch.setattr(module, "Sampler", FakeSampler)
+    runner = FakeRunner()
+    record = run(runner, BAND)
+    assert record.verdict.valid
+    assert [state.temp_c() for state in record.states[2:-1]] == [50.0, 50.0]
+    assert record.warmup_count == 13 + 13
+    assert runner.count == 1 + 26 + len(record.latency_ns)
+    heat = FakeHeat.made
+    assert heat.asked == (40, 70, None)
+    assert heat.closed
+
+
+def test_a_band_that_cannot_be_held_is_a_record_with_its_reason(run, monkeypatch):
+    def never(self, deadline_s=None):
+        raise RunFailedError("condition", "40..70 °C was not reached in time", "wait")
+
+    monkeypatch.setattr(module, "Heat", FakeHeat)
+    monkeypatch.setattr(FakeHeat, "keep", never)
+    runner = FakeRunner()
+    assert failure(run(runner, BAND)) == ("condition", "40..70 °C was not reached in time")
+    assert runner.closed
+    assert FakeHeat.made.closed
+
+
+def test_what_the_loop_used_is_in_the_record(run, tree):
+    tree.put({"proc/stat": "cpu  1 0 0 0 0 0 0 0 0 0\n"})
+    record = run(FakeRunner())
+    assert record.timed_ns > 0
+    assert record.cpu_own_ns is not None
+    assert record.cpu_wait_ns is not None
+
+
+def test_others_that_keep_a_cpu_busy_are_foreign_load(run, tree):
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+
+    def latency(i):
+        tree.put({"proc/stat": f"cpu  {i * ticks_per_s} 0 0 0 0 0 0 0 0 0\n"})
+        return 1000
+
+    assert run(FakeRunner(latency)).verdict.reasons == (Reason.FOREIGN_LOAD,)

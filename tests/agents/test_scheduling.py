@@ -4,12 +4,17 @@ import os
 import signal
 
 from device_agents.processes import fork
-from device_agents.scheduling import cpu_times
+from device_agents.scheduling import Meter, cpu_times
 
 
 def spin_until(enough) -> None:
     while not enough():
         sum(range(1000))
+
+
+def run_for(ns: int) -> None:
+    begin_ns = cpu_times([os.getpid()]).run_ns
+    spin_until(lambda: cpu_times([os.getpid()]).run_ns - begin_ns > ns)
 
 
 def test_a_process_that_shares_its_cpu_waits_as_long_as_it_runs():
@@ -18,7 +23,7 @@ def test_a_process_that_shares_its_cpu_waits_as_long_as_it_runs():
     rival = fork(lambda: spin_until(lambda: False), ())
     try:
         before = cpu_times([os.getpid()])
-        spin_until(lambda: cpu_times([os.getpid()]).run_ns - before.run_ns > 100_000_000)
+        run_for(100_000_000)
         after = cpu_times([os.getpid()])
     finally:
         os.kill(rival, signal.SIGKILL)
@@ -39,3 +44,33 @@ def test_a_process_that_is_gone():
     child = fork(lambda: None, ())
     os.waitpid(child, 0)
     assert cpu_times([child]) is None
+
+
+def test_a_meter_sums_what_lies_between_start_and_stop(tree):
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+
+    def busy(ticks: int) -> None:
+        tree.put({"proc/stat": f"cpu  {ticks} 0 0 0 0 0 0 0 0 0\n"})
+
+    meter = Meter([os.getpid()], tree.root)
+    for begin, end in ((100, 300), (900, 1000)):
+        busy(begin)
+        meter.start()
+        run_for(20_000_000)
+        busy(end)
+        meter.stop()
+    assert meter.busy_ns == 300 * 1_000_000_000 // ticks_per_s
+    assert 40_000_000 <= meter.own_ns < 10_000_000_000
+    assert meter.wait_ns >= 0
+
+
+def test_a_look_that_tells_nothing_leaves_nothing_to_tell(tree):
+    meter = Meter([os.getpid()], tree.root)
+    meter.start()
+    meter.stop()
+    assert meter.busy_ns is None
+    assert meter.own_ns is not None
+    tree.put({"proc/stat": "cpu  1 0 0 0 0 0 0 0 0 0\n"})
+    meter.start()
+    meter.stop()
+    assert meter.busy_ns is None

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from device_agents.contract import BoardState, Condition, Reason
-from device_agents.timed_loop import Timed
 from device_agents.verdict import Observed, judge
 
 CALM = BoardState(
@@ -13,8 +12,8 @@ CALM = BoardState(
     battery_pct=80.0,
     throttled=False,
 )
-TIMED = Timed((100,) * 10, (), 0, 1_000_000_000)
-RUN = Observed(CALM, CALM, (CALM, CALM), CALM, True, TIMED)
+SAMPLES = (100,) * 10
+RUN = Observed(CALM, CALM, (CALM, CALM), CALM, True, SAMPLES, 1_000_000_000)
 
 
 def reasons(run: Observed, condition: Condition = Condition()) -> tuple[Reason, ...]:
@@ -38,12 +37,12 @@ def test_throttling_that_comes(before):
 
 def test_a_permanent_cap_is_a_state_to_measure_in():
     capped = replace(CALM, throttled=True)
-    assert reasons(Observed(capped, capped, (capped,), capped, True, TIMED)) == ()
+    assert reasons(Observed(capped, capped, (capped,), capped, True, SAMPLES, 1)) == ()
 
 
 def test_unreadable_throttling_says_nothing():
     blind = replace(CALM, throttled=None)
-    assert reasons(Observed(blind, blind, (blind,), blind, True, TIMED)) == ()
+    assert reasons(Observed(blind, blind, (blind,), blind, True, SAMPLES, 1)) == ()
 
 
 @pytest.mark.parametrize(("after_khz", "drifts"), [(1_420_000, True), (1_430_000, False)])
@@ -72,11 +71,11 @@ def test_bands():
 
 
 def test_not_steady_needs_both():
-    moving = replace(TIMED, latency_ns=(100,) * 5 + (120,) * 5)
-    assert reasons(replace(RUN, timed=moving)) == ()
+    moving = (100,) * 5 + (120,) * 5
+    assert reasons(replace(RUN, latency_ns=moving)) == ()
     assert reasons(replace(RUN, warmup_steady=False)) == ()
-    assert reasons(replace(RUN, warmup_steady=False, timed=moving)) == (Reason.NOT_STEADY,)
-    assert reasons(replace(RUN, warmup_steady=None, timed=moving)) == (Reason.NOT_STEADY,)
+    assert reasons(replace(RUN, warmup_steady=False, latency_ns=moving)) == (Reason.NOT_STEADY,)
+    assert reasons(replace(RUN, warmup_steady=None, latency_ns=moving)) == (Reason.NOT_STEADY,)
 
 
 def test_a_weak_supply_is_no_state_to_measure_in():
@@ -86,25 +85,33 @@ def test_a_weak_supply_is_no_state_to_measure_in():
     assert reasons(replace(RUN, during=(replace(CALM, under_voltage=False),))) == ()
 
 
-def test_another_power_source_or_mode_than_asked_for():
-    on_battery = replace(CALM, power_source="battery", power_mode="10W")
-    run = replace(RUN, after=on_battery)
-    assert reasons(run) == ()
+def test_another_power_source_mode_or_governor_than_asked_for():
+    other = replace(CALM, power_source="battery", power_mode="10W", governor="ondemand")
+    run = Observed(CALM, other, (other,), other, True, SAMPLES, 1)
+    assert reasons(run) == ()  # nobody can tell what it was before
     assert reasons(run, Condition(power_source="mains")) == (Reason.LEFT_BAND,)
     assert reasons(run, Condition(power_mode="15W")) == (Reason.LEFT_BAND,)
-    assert reasons(run, Condition(power_source="battery", power_mode="10W")) == ()
+    assert reasons(run, Condition(governor="performance")) == (Reason.LEFT_BAND,)
+    same = Condition(power_source="battery", power_mode="10W", governor="ondemand")
+    assert reasons(run, same) == ()
     assert reasons(RUN, Condition(power_source="mains")) == ()  # nobody can tell
 
 
-def test_readings_while_the_heat_was_brought_back_do_not_count():
-    hot = replace(CALM, monotonic_ns=500, temp_c_by_zone=(("cpu", 71.0),))
-    run = replace(RUN, during=(CALM, hot, CALM))
-    band = Condition(temp_c_min=40, temp_c_max=70)
-    assert reasons(run, band) == (Reason.LEFT_BAND,)
-    assert reasons(replace(run, timed=replace(TIMED, pauses=((400, 600),))), band) == ()
-    assert reasons(replace(run, timed=replace(TIMED, pauses=((501, 600),))), band) == (
-        Reason.LEFT_BAND,
-    )
+@pytest.mark.parametrize("change", [{"power_source": "battery"}, {"governor": "powersave"}])
+def test_a_state_that_changes_is_none_to_measure_in_whoever_asked(change):
+    plain = replace(CALM, power_source="mains", power_mode="15W", governor="ondemand")
+    run = replace(RUN, before=plain, after=plain)
+    assert reasons(run) == ()
+    assert reasons(replace(run, after=replace(plain, **change))) == (Reason.LEFT_BAND,)
+
+
+def test_heat_counts_in_the_timed_loop_alone_and_charge_from_its_warm_up_on():
+    off = replace(CALM, temp_c_by_zone=(("cpu", 71.0),), battery_pct=50.0)
+    heat, charge = Condition(temp_c_min=40, temp_c_max=70), Condition(battery_pct_min=60)
+    assert reasons(replace(RUN, before=off), charge) == ()
+    assert reasons(replace(RUN, warm=off), charge) == (Reason.LEFT_BAND,)
+    assert reasons(replace(RUN, before=off, warm=off, after=off), heat) == ()
+    assert reasons(replace(RUN, during=(CALM, off)), heat) == (Reason.LEFT_BAND,)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +124,9 @@ def test_waiting_for_a_cpu_is_foreign_load(wait_ns, threads, loaded):
 
 
 def test_a_few_time_slices_of_a_short_run_are_none():
-    short = replace(TIMED, timed_ns=10_000_000)
-    assert reasons(replace(RUN, timed=short, cpu_wait_ns=15_000_000)) == ()
-    assert reasons(replace(RUN, timed=short, cpu_wait_ns=25_000_000)) == (Reason.FOREIGN_LOAD,)
+    short = replace(RUN, timed_ns=10_000_000)
+    assert reasons(replace(short, cpu_wait_ns=15_000_000)) == ()
+    assert reasons(replace(short, cpu_wait_ns=25_000_000)) == (Reason.FOREIGN_LOAD,)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +136,12 @@ def test_a_few_time_slices_of_a_short_run_are_none():
         (1_240_000_000, 1_000_000_000, False),
         (1_000_000_000, 0, True),
         (1_000_000_000, None, False),
+        (None, 0, False),
+        (10_000_000, 1_000_000_000, False),
     ],
 )
 def test_cpu_time_of_others_is_foreign_load(busy_ns, own_ns, loaded):
-    first = replace(CALM, monotonic_ns=0, cpu_busy_ns=7_000_000_000)
-    last = replace(CALM, monotonic_ns=1_000_000_000, cpu_busy_ns=7_000_000_000 + busy_ns)
-    run = replace(RUN, during=(first, CALM, last), cpu_own_ns=own_ns)
+    run = replace(RUN, cpu_busy_ns=busy_ns, cpu_own_ns=own_ns)
     assert (reasons(run) == (Reason.FOREIGN_LOAD,)) is loaded
 
 
