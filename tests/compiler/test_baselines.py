@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from compiler.features import physics_features
+from compiler.features import feature_names, physics_features
 from compiler.pruning.baselines import (
     STRIDES,
     global_threshold,
@@ -27,8 +27,11 @@ Baseline = Callable[..., SearchResult]
 
 
 def latency(space: PruneSpace) -> FleetLatency:
+    convolutions = ("conv.macs_pad8", "depthwise.macs_pad8", "pointwise.macs_pad8")
+    columns = [feature_names(space).index(name) for name in convolutions]
+
     def fleet_ms(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ms = 0.05 + physics_features(space, widths)[:, [1, 7, 13]].sum(axis=1) / 8e6
+        ms = 0.05 + physics_features(space, widths)[:, columns].sum(axis=1) / 8e6
         return ms, 0.02 * ms
 
     return fleet_ms
