@@ -23,8 +23,7 @@ from compiler.targets.fast_tflite import PORTABLE, fast_tflite
 from compiler.targets.onnx import run_onnx
 from compiler.targets.tflite import ALIGNMENT, build_tflite, run_tflite
 from compiler.work import WorkFolder
-from device_agents.runtimes.ort import OrtRunner
-from device_agents.runtimes.tflite import TfliteRunner
+from device_agents.runtimes import RUNTIMES
 
 
 def pruned(name: str) -> nn.Module:
@@ -187,10 +186,9 @@ def test_anchors_are_the_same_networks_for_both_runtimes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("runtime", SUFFIX)
 def test_the_agent_loads_the_candidate_of_its_runtime(runtime: str, tmp_path: Path) -> None:
-    runner = {"ort": OrtRunner, "tflite": TfliteRunner}[runtime]
     path = tmp_path / f"candidate{SUFFIX[runtime]}"
     path.write_bytes(candidate(runtime, pruned("digits_resnet"), torch.zeros(1, 3, 32, 32)))
-    loaded = runner(path, 1)
+    loaded = RUNTIMES[runtime](path, 1, tmp_path)
     sizes = {"ort": (1, 3, 32, 32), "tflite": (1, 32, 32, 3)}[runtime]
     assert [tensor.shape for tensor in loaded.inputs] == [sizes]
     loaded.set_inputs([bytes(4 * 3 * 32 * 32)])
