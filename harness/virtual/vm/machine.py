@@ -45,6 +45,7 @@ class VmSpec:
     icount_shift: None lets time pass as on this machine; N makes each instruction take 2**N ns,
     so that latencies are exact, whatever else runs here (one core only, N in 0..10).
     physics: parameters of guest/boardsim.c, such as trip_mc; left out, they are as written there.
+    setup: a bash script that root runs before sshd starts, as a person prepares a board.
     """
 
     board_id: str = "vm-arm64"
@@ -52,6 +53,7 @@ class VmSpec:
     memory_mb: int = 1024
     icount_shift: int | None = None
     physics: Mapping[str, int] = field(default_factory=dict)
+    setup: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= 8 or self.memory_mb < 256:
@@ -189,7 +191,7 @@ class Vm:
         forward = f"hostfwd=tcp:{HOST}:{self.port}-:22"
         argv += ["-netdev", f"user,id=net,restrict=on,{forward}"]
         argv += ["-device", "virtio-net-device,netdev=net"]
-        for name in ("hostname", "host_key", "authorized_keys"):
+        for name in ("hostname", "host_key", "authorized_keys", "setup"):
             path = _escaped(self.folder / name)
             argv += ["-fw_cfg", f"name=opt/fleetcut/{name},file={path}"]
         return argv
@@ -202,6 +204,7 @@ class Vm:
         _write_private(self.folder / CLIENT_KEY, client_key.export_private_key("openssh"))
         _write_private(self.folder / "authorized_keys", client_key.export_public_key("openssh"))
         _write_private(self.folder / "hostname", self.spec.board_id.encode())
+        _write_private(self.folder / "setup", f"{self.spec.setup}\n".encode())
         return host_key.get_fingerprint("sha256")
 
     def _write_inventory(self, fingerprint: str) -> None:

@@ -26,6 +26,9 @@ cat $config/authorized_keys/raw >/home/fleetcut/.ssh/authorized_keys
 chown -R fleetcut:fleetcut /home/fleetcut/.ssh
 umask 022
 
+mkdir -p /usr/local/sbin /usr/local/bin
+cat $config/setup/raw | bash || echo "BOARD-FAILED: the setup script ended with $?"
+
 ip link set lo up
 for interface in /sys/class/net/e*; do
   ip link set "${interface##*/}" up

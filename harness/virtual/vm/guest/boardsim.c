@@ -24,7 +24,6 @@
 
 #define TOP_KHZ 1500000
 #define TICK_MS 100
-#define STOLEN_AT_ONCE_NS (5 * NSEC_PER_MSEC)
 
 static int ambient_mc = 25000;
 static int trip_mc = 70000;
@@ -146,8 +145,12 @@ static enum hrtimer_restart keep_cpu(struct hrtimer *timer)
 		return HRTIMER_NORESTART;
 	}
 	if (!is_idle_task(current)) {
-		/* By what really ran, not by the slice: a late timer keeps the ratio. */
-		u64 ran_ns = min_t(u64, now_ns - core->since_ns, STOLEN_AT_ONCE_NS);
+		/*
+		 * By what ran, not by the slice: a timer that is a little late keeps the ratio.
+		 * One that is much later means that QEMU itself was not running, and to pay for
+		 * that as well would leave tasks nothing on a busy host.
+		 */
+		u64 ran_ns = min_t(u64, now_ns - core->since_ns, 3 * slice_us * NSEC_PER_USEC);
 		u64 end_ns = now_ns + div_u64(ran_ns * (TOP_KHZ - khz), khz);
 
 		while (ktime_get_ns() < end_ns)
