@@ -222,6 +222,15 @@ def sessions_on(board) -> set[str]:
     return {path.name for path in (home / ".fleetcut" / "sessions").iterdir()}
 
 
+@pytest.fixture
+def interruptible():
+    """Started in the background, as a CI job may be, a process ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_nothing_running_on_the_board(request, board, model, store):
     asked = work(request, [board], model, 50)
     started = threading.Event()
