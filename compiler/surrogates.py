@@ -236,8 +236,8 @@ class Surrogate(BaseEstimator):
         around = by_fold[self._fold_of_row]  # (n_runs, n): each run's left-out model
         residual = self._residuals[:, None]
         alpha = 1 - self.coverage
-        lower = np.exp(_order_statistic(around - residual, alpha, upper=False))
-        upper = np.exp(_order_statistic(around + residual, alpha, upper=True))
+        lower = np.exp(order_statistic(around - residual, alpha, upper=False))
+        upper = np.exp(order_statistic(around + residual, alpha, upper=True))
         return median, np.minimum(lower, median), np.maximum(upper, median)
 
     def in_domain(self, x: ArrayLike) -> NDArray[np.bool_]:
@@ -348,7 +348,7 @@ LatencySurrogate = Surrogate
 """Where latency alone is meant."""
 
 
-def _order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatArray:
+def order_statistic(values: FloatArray, alpha: float, *, upper: bool) -> FloatArray:
     """CV+'s quantile of (n_runs, n) along the runs: the ceil((1 - alpha)(n + 1))-th smallest.
 
     For the lower end the mirror image. Fewer runs than 1/alpha give the outermost value.
