@@ -68,7 +68,7 @@ class Effort:
     clean: int
 
 
-FULL = Effort(p50_rounds=24, telemetry_pairs=60, comparisons=40, pairs=20, throttled=36, clean=60)
+FULL = Effort(p50_rounds=24, telemetry_pairs=60, comparisons=40, pairs=25, throttled=36, clean=60)
 QUICK = Effort(p50_rounds=1, telemetry_pairs=4, comparisons=1, pairs=10, throttled=2, clean=2)
 
 
