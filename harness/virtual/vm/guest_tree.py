@@ -57,7 +57,6 @@ def set_up(root: Path, init: bytes) -> None:
     for service in ("sudo", "other"):
         _write(root / f"etc/pam.d/{service}", "auth required pam_permit.so\n"
                "account required pam_permit.so\nsession required pam_permit.so\n")  # fmt: skip
-    _write(root / "etc/hosts", "127.0.0.1 localhost\n")
     # systemd's way of saying it (machine-info(5)); the agent's profile says it with it.
     _write(root / "etc/machine-info", "DEPLOYMENT=simulated\n")
     _write(root / "sbin/board-init", init.decode(), mode=0o755)

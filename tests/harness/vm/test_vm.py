@@ -24,11 +24,31 @@ LONG_S = 1200
 """Enough on a machine that computes other things meanwhile."""
 
 
-def read(vm: Vm, *paths: str) -> list[str]:
+def run(vm: Vm, *argv: str) -> str:
     with contextlib.closing(SshTransport(load_inventory(vm.inventory).boards[0])) as transport:
-        done = transport.run(["cat", *paths], timeout_s=60)
+        done = transport.run(argv, timeout_s=LONG_S / 2)
     assert done.exit_status == 0, done.stderr
-    return done.stdout.decode().split()
+    return done.stdout.decode()
+
+
+def read(vm: Vm, *paths: str) -> list[str]:
+    return run(vm, "cat", *paths).split()
+
+
+def cool_down(vm: Vm) -> None:
+    """Until the kernel throttles no more: so long the limits read as it has lowered them."""
+    state = "/sys/class/thermal/cooling_device0/cur_state"
+    # On the board and in one command: each log-in would heat it again.
+    wait = f'until [ "$(cat {state})" = 0 ]; do sleep 1; done'
+    run(vm, "bash", "-c", wait)
+
+
+def undisturbed(records: list[MeasurementRecord], index: int = 0) -> MeasurementRecord:
+    """One during which nothing else ran: the program that follows the session starts slowly."""
+    assert all(record.error is None for record in records)
+    calm = [r for r in records if Reason.FOREIGN_LOAD not in r.verdict.reasons]
+    assert len(calm) > index, [record.verdict for record in records]
+    return calm[-1 - index]
 
 
 def p50_ns(record: MeasurementRecord) -> float:
@@ -126,6 +146,7 @@ def test_heat_past_the_trip_is_throttled_by_the_kernel_and_said_so(boot, measure
         assert max(state.temp_c() for state in capped) >= 69
         assert min(state.freq_khz() for state in capped) < 1_500_000
         assert {state.governor for state in capped} == {"performance"}
+    cool_down(vm)
     assert read(vm, *(f"{POLICY}/{name}" for name in LIMITS)) == before
 
 
@@ -134,28 +155,35 @@ def test_heat_past_the_trip_is_throttled_by_the_kernel_and_said_so(boot, measure
 def test_a_fixed_clock_is_set_slows_the_network_and_is_put_back(boot, measure, prepared):
     vm = boot(VmSpec(setup=prepared, icount_shift=1, physics=NO_HEAT))
     before = read(vm, *(f"{POLICY}/{name}" for name in LIMITS))
-    quick = {"warmup_max": 5, "samples_min": 10, "samples_max": 10}
-    full, slow = (
-        measure(vm, f"at-{khz}", stopping=quick, conditions=[{"freq_khz": khz}])[0]
+    stopping = {"warmup_max": 5, "samples_min": 20, "samples_max": 20}
+    clocks = {
+        khz: undisturbed(
+            measure(vm, f"at-{khz}", stopping=stopping, conditions=[{"freq_khz": khz}], repeats=6)
+        )
         for khz in (1_500_000, 600_000)
-    )
-    assert {s.freq_khz() for s in slow.states} == {600_000}
-    assert p50_ns(slow) == pytest.approx(2.5 * p50_ns(full), rel=0.1)
-    assert Reason.THROTTLED not in slow.verdict.reasons
+    }
+    for khz, record in clocks.items():
+        assert {state.freq_khz() for state in record.states} == {khz}
+        assert Reason.THROTTLED not in record.verdict.reasons
+    full, slow = clocks.values()
+    assert p50_ns(slow) == pytest.approx(2.5 * p50_ns(full), rel=0.03)
+    full_khz, slow_khz = (record.states[0].effective_freq_khz for record in (full, slow))
+    # Its trials are hardly longer than the slices in which a low clock is dealt out.
+    assert slow_khz == pytest.approx(full_khz / 2.5, rel=0.15)
     assert read(vm, *(f"{POLICY}/{name}" for name in LIMITS)) == before
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(LONG_S)
 def test_counted_time_repeats_itself_and_doubles_with_the_shift(boot, measure):
-    quick = {"warmup_max": 5, "samples_min": 12, "samples_max": 12}
+    stopping = {"warmup_max": 5, "samples_min": 20, "samples_max": 20}
     performance = f"echo performance > {POLICY}/scaling_governor"
     p50s = {}
     for shift in (0, 1):
         vm = boot(VmSpec(icount_shift=shift, physics=NO_HEAT, setup=performance))
-        records = measure(vm, f"shift-{shift}", stopping=quick, repeats=2)
-        p50s[shift] = [p50_ns(record) for record in records]
+        records = measure(vm, f"shift-{shift}", stopping=stopping, repeats=8)
+        p50s[shift] = [p50_ns(undisturbed(records, index)) for index in (1, 0)]
         vm.down()
-    first, second = p50s[0]
-    assert second == pytest.approx(first, rel=0.001)
-    assert statistics.mean(p50s[1]) == pytest.approx(2 * statistics.mean(p50s[0]), rel=0.01)
+    for first, second in p50s.values():
+        assert second == pytest.approx(first, rel=0.001)
+    assert p50s[1][1] == pytest.approx(2 * p50s[0][1], rel=0.01)

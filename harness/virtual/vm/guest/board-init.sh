@@ -19,6 +19,7 @@ modprobe boardsim || echo "BOARD-FAILED: the module boardsim does not load"
 
 config=/sys/firmware/qemu_fw_cfg/by_name/opt/fleetcut
 hostname "$(cat $config/hostname/raw)"
+echo "127.0.0.1 localhost $(hostname)" >/etc/hosts
 umask 077
 cat $config/host_key/raw >/etc/ssh/ssh_host_ed25519_key
 mkdir -p /home/fleetcut/.ssh

@@ -6,7 +6,9 @@
  * Heat and charge follow from how busy the guest's CPUs were and from the clock that cpufreq set.
  * The clock is real for what runs: while it is below the highest, a pinned timer lets a task run
  * for a slice and then keeps the CPU for slice * (top / clock - 1), so that everything on the CPU
- * is slower by top / clock. An idle CPU is left alone.
+ * is slower by top / clock. An idle CPU is left alone. slice_us: short slices are fair to short
+ * work, but QEMU's own timers are only good for short ones where it counts instructions.
+ * interrupt_ns: what one interrupt costs by itself, of which the task has nothing either.
  *
  * Parameters are in /sys/module/boardsim/parameters and may be changed by root at any time.
  */
@@ -34,7 +36,8 @@ static int capacity_mj_per_k = 500;
 static int battery_mj = 100 * 3600 * 1000;
 static int charge_pct = 80;
 static int mains;
-static int slice_us = 100;
+static int slice_us = 1000;
+static int interrupt_ns;
 module_param(ambient_mc, int, 0644);
 module_param(trip_mc, int, 0444);
 module_param(idle_mw, int, 0644);
@@ -44,6 +47,7 @@ module_param(capacity_mj_per_k, int, 0644);
 module_param(battery_mj, int, 0444);
 module_param(mains, int, 0644);
 module_param(slice_us, int, 0444);
+module_param(interrupt_ns, int, 0444);
 
 /* Written by one work item, read by anyone. */
 static s64 temp_uc;
@@ -150,8 +154,10 @@ static enum hrtimer_restart keep_cpu(struct hrtimer *timer)
 		 * One that is much later means that QEMU itself was not running, and to pay for
 		 * that as well would leave tasks nothing on a busy host.
 		 */
-		u64 ran_ns = min_t(u64, now_ns - core->since_ns, 3 * slice_us * NSEC_PER_USEC);
-		u64 end_ns = now_ns + div_u64(ran_ns * (TOP_KHZ - khz), khz);
+		u64 ran_ns = min_t(u64, now_ns - core->since_ns, 2 * slice_us * NSEC_PER_USEC);
+		u64 task_ns = ran_ns - min_t(u64, ran_ns, interrupt_ns);
+		u64 whole_ns = div_u64(task_ns * TOP_KHZ, khz);
+		u64 end_ns = now_ns + whole_ns - min(whole_ns, ran_ns);
 
 		while (ktime_get_ns() < end_ns)
 			cpu_relax();
