@@ -1,6 +1,7 @@
 """What every target builder takes and returns, and the bound that each of them keeps.
 
-Input: a torch network in eval mode and one example (1, C, H, W) of float32.
+Input: a torch network in eval mode, one example (1, C, H, W) of float32, and for int8 the real
+samples (n, C, H, W) that its ranges are learned from.
 Output: BuiltModel; TargetError when a target cannot be built here or is not faithful.
 """
 
@@ -10,7 +11,7 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,16 @@ ATOL_FP32 = 1e-4
 It is not scaled by the output: logits are of order 10 and float32 loses about 1e-5 there, so a
 scaled bound would only loosen the check where a wrong network gives large numbers.
 """
+
+INT8_STEPS = 5
+"""How far a board's int8 answer may be from the workstation's, in steps of the output's range.
+
+Kernels of different machines round a sum's last bit differently; what a layer rounds the other way
+moves those behind it.
+"""
+
+LEAST_CALIBRATION = 8
+"""Samples. Ranges from fewer clip what the next picture shows."""
 
 
 class TargetError(CompilerError):
@@ -58,9 +69,14 @@ class BuiltModel:
     """A network in the form of one target, with the proof that it is the same network.
 
     golden_input, golden_output: raw little-endian float32 in the model's own layout
-    (input_layout "NCHW" or "NHWC"); the output is PyTorch's, not the target's. max_abs_err: of
-    the target's runtime on this machine against golden_output, at most atol. licences: the
-    licence texts that must travel with the files. tool_versions: (tool, version), sorted.
+    (input_layout "NCHW" or "NHWC"). max_abs_err: of the target's runtime on this machine against
+    PyTorch, on the golden input. atol: what a board may deviate from golden_output.
+    fp32: golden_output is PyTorch's, and max_abs_err is at most atol.
+    int8: golden_output is the form's own, atol is int8_atol of it, and answers(x) tells what the
+    form answers on this machine to x (n, C, H, W) float32, as (n, classes) float32: how accurate
+    it is decides whether it ships. None for fp32, whose accuracy is the network's.
+    licences: the licence texts that must travel with the files. tool_versions: (tool, version),
+    sorted.
     """
 
     kind: str
@@ -76,9 +92,24 @@ class BuiltModel:
     max_abs_err: float
     tool_versions: tuple[tuple[str, str], ...]
     licences: tuple[str, ...] = ()
+    answers: Callable[[Floats], Floats] | None = None
 
 
-Builder = Callable[["nn.Module", "Tensor", Path, Target], BuiltModel]
+class Builder(Protocol):
+    """What makes one form of a network."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        example: Tensor,
+        out: Path,
+        target: Target,
+        calibration: Tensor | None = None,
+    ) -> BuiltModel:
+        """calibration: real samples (n, C, H, W) float32, which int8 needs and fp32 ignores.
+
+        Raises TargetError, ValueError for a network in training mode or an unfit example.
+        """
 
 
 def reference_output(network: nn.Module, example: Tensor) -> Floats:
@@ -128,8 +159,35 @@ def parity(target: Target, expected: Floats, found: Floats, atol: float = ATOL_F
     return max_abs_err
 
 
+def int8_atol(golden_output: Floats) -> float:
+    """INT8_STEPS of 255 over the range of the form's own golden output, ATOL_FP32 at least."""
+    return max(ATOL_FP32, INT8_STEPS / 255 * float(np.ptp(golden_output)))
+
+
+def require_calibration(target: Target, example: Tensor, calibration: Tensor | None) -> Floats:
+    """The samples (n, C, H, W) that int8 ranges are learned from. Raises TargetError."""
+    import torch
+
+    found = "none" if calibration is None else f"{tuple(calibration.shape)} {calibration.dtype}"
+    if (
+        calibration is None
+        or calibration.dtype != torch.float32
+        or calibration.shape[1:] != example.shape[1:]
+        or len(calibration) < LEAST_CALIBRATION
+    ):
+        wanted = ("n", *example.shape[1:])
+        raise TargetError(
+            target,
+            f"int8 needs real samples ({', '.join(map(str, wanted))}) float32, n at least "
+            f"{LEAST_CALIBRATION}; there are {found}",
+            "give it held-out pictures of the recipe's data set",
+        )
+    samples: Floats = calibration.numpy()
+    return np.ascontiguousarray(samples)
+
+
 def require_fp32(target: Target) -> None:
-    """Raises TargetError unless the target asks for float32, the one precision built so far."""
+    """Raises TargetError unless the target asks for float32."""
     if target.precision != "fp32":
         raise TargetError(
             target, f"precision {target.precision!r} cannot be built", "set precision: fp32"

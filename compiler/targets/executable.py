@@ -62,7 +62,13 @@ RUN_TIMEOUT_S = 60
 SAID_CHARS = 2000
 
 
-def build_executable(network: nn.Module, example: Tensor, out: Path, target: Target) -> BuiltModel:
+def build_executable(
+    network: nn.Module,
+    example: Tensor,
+    out: Path,
+    target: Target,
+    calibration: Tensor | None = None,
+) -> BuiltModel:
     """Writes out/model and out/lib/*.so for this workstation's own machine.
 
     The program is checked by running it. Raises TargetError for another machine, a missing

@@ -33,7 +33,13 @@ PORTABLE = Target(name="onnx", machine="any", os="any", runtime="onnxruntime")
 """What a candidate is exported for before any board is chosen."""
 
 
-def build_onnx(network: nn.Module, example: Tensor, out: Path, target: Target) -> BuiltModel:
+def build_onnx(
+    network: nn.Module,
+    example: Tensor,
+    out: Path,
+    target: Target,
+    calibration: Tensor | None = None,
+) -> BuiltModel:
     """Writes out/model.onnx, static in shape, batch 1, checked against PyTorch.
 
     Raises TargetError when the exporter fails or onnxruntime deviates by more than ATOL_FP32,

@@ -32,7 +32,13 @@ ALIGNMENT = 16
 """Bytes; of Buffer.data in tensorflow/lite/schema/schema.fbs."""
 
 
-def build_tflite(network: nn.Module, example: Tensor, out: Path, target: Target) -> BuiltModel:
+def build_tflite(
+    network: nn.Module,
+    example: Tensor,
+    out: Path,
+    target: Target,
+    calibration: Tensor | None = None,
+) -> BuiltModel:
     """Writes out/model.tflite with channels last, batch 1, checked against PyTorch.
 
     Raises TargetError when the converter fails or the interpreter deviates by more than

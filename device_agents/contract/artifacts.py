@@ -8,15 +8,24 @@ stands beside it in release.json and never changes the artifact's id.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
-from device_agents.contract.canonical import canonical_json
+from device_agents.contract.canonical import ADDED_LATER, canonical_json
+
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a binary is built for. machine: as ``uname -m`` prints it."""
+    """What a binary is built for.
+
+    machine: as ``uname -m`` prints it, or "any". os: "linux" or "any". runtime: as a RunSpec names
+    it. precision: one of PRECISIONS. cpu: as GCC's -mcpu (x86: -march) names it, "cortex-a72";
+    libc: the oldest C library that the board may have, "glibc 2.31"; runtime_version: the oldest
+    version of the runtime that must load the file; each "" where the form has no such bound.
+    """
 
     name: str
     machine: str
@@ -24,6 +33,17 @@ class Target:
     runtime: str
     precision: str = "fp32"
     threads: int = 1
+    cpu: str = field(default="", metadata=ADDED_LATER)
+    libc: str = field(default="", metadata=ADDED_LATER)
+    runtime_version: str = field(default="", metadata=ADDED_LATER)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.threads < 1:
+            raise ValueError(f"{self.threads} threads are too few")
+        if self.libc and not re.match(r"^(glibc|musl) \d+\.\d+(\.\d+)?$", self.libc):
+            raise ValueError(f"libc {self.libc!r} is not a name and a version, 'glibc 2.31'")
 
 
 @dataclass(frozen=True)
@@ -45,10 +65,11 @@ class ArtifactFile:
 class Manifest:
     """Everything that identifies an artifact.
 
-    kind: "onnx", "tflite" or "executable". model_file: the file the runtime loads.
+    kind: "onnx", "ort", "tflite" or "executable". model_file: the file the runtime loads.
     golden_input, golden_output: names of raw little-endian float32 files in the model's own
-    layout. max_abs_err: the largest deviation from the PyTorch network on the golden input, as
-    measured on the workstation; atol: the bound that a board must keep.
+    layout; the output is PyTorch's for fp32, the form's own on the workstation for int8.
+    max_abs_err: the largest deviation from the PyTorch network on the golden input, as
+    measured on the workstation; atol: the bound that a board must keep to golden_output.
     predicted_ms_by_cluster: (cluster label, ms). accuracy: fraction of the held-out set, 0..1.
     """
 

@@ -8,16 +8,25 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from typing import Any
+from typing import Any, Mapping
+
+ADDED_LATER: Mapping[str, bool] = {"fleetcut.added_later": True}
+"""Metadata of a field that joined its dataclass after values of it were hashed. It is left out
+where it holds its default, so that what was written before keeps its hash."""
 
 
 def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and enums to dicts, lists and their values, recursively.
 
-    A whole float becomes an integer, so that 60 and 60.0 give one hash.
+    A whole float becomes an integer, so that 60 and 60.0 give one hash. A field that is
+    ADDED_LATER and holds its default is left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("fleetcut.added_later") and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (list, tuple)):

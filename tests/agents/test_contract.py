@@ -1,5 +1,6 @@
 """The contract: one hash for one value, and nothing malformed is believed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -15,11 +16,14 @@ from device_agents.contract import (
     RunError,
     RunSpec,
     StoppingRule,
+    Target,
     Verdict,
     canonical_json,
     decode,
     encode,
+    to_plain,
 )
+from device_agents.contract.codec import from_plain
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -139,3 +143,27 @@ def test_one_value_has_one_hash():
     assert canonical_json({"b": 1.0, "a": (1, 2)}) == canonical_json({"a": [1, 2], "b": 1})
     with pytest.raises(ValueError, match="Out of range"):
         canonical_json({"a": float("nan")})
+
+
+def test_a_target_written_before_it_named_cpu_and_libc_keeps_its_hash():
+    before = {
+        "name": "pi", "machine": "aarch64", "os": "linux", "runtime": "ort",
+        "precision": "fp32", "threads": 1,
+    }  # fmt: skip
+    target = from_plain(Target, before)
+    assert canonical_json(target) == canonical_json(before)
+    whole = dataclasses.replace(
+        target, cpu="cortex-a72", libc="glibc 2.31", runtime_version="1.19.2"
+    )
+    assert from_plain(Target, to_plain(whole)) == whole
+    assert b'"cpu":"cortex-a72"' in canonical_json(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"precision": "fp16"}, "fp16"), ({"threads": 0}, "threads"), ({"libc": "2.31"}, "glibc 2")],
+)
+def test_a_target_that_means_nothing_is_refused(changes, said):
+    plain = {"name": "pi", "machine": "aarch64", "os": "linux", "runtime": "ort"} | changes
+    with pytest.raises(CodecError, match=said):
+        from_plain(Target, plain)
