@@ -40,7 +40,9 @@ COLUMNS = (
 )  # fmt: skip
 """What is read of runs.parquet; docs/architecture.md lists all of its columns."""
 
-OPTIONAL_COLUMNS = ("power_mw", "peak_rss_bytes", "battery_pct", "effective_freq_khz_after")
+OPTIONAL_COLUMNS = (
+    "power_mw", "peak_rss_bytes", "battery_pct", "effective_freq_khz_after", "isa_features",
+)  # fmt: skip
 """Read where they stand: exports from before these were recorded have none of them."""
 
 
@@ -55,6 +57,7 @@ class Run:
     reasons: why the run does not count, empty where valid. None is what the board could not read.
     effective_freq_khz: measured before the load, effective_freq_khz_after once it was over.
     power_mw: the whole board's draw, median over the timed loop. battery_pct: before the load.
+    isa_features: of the CPU, as /proc/cpuinfo names them.
     """
 
     run_id: str
@@ -84,6 +87,7 @@ class Run:
     peak_rss_bytes: int | None = None
     battery_pct: float | None = None
     effective_freq_khz_after: int | None = None
+    isa_features: tuple[str, ...] = ()
 
     def value(self, quantity: Quantity) -> float | None:
         """The quantity in its unit; None where the board could not read it."""
@@ -296,6 +300,7 @@ def _run(path: Path, row: Mapping[str, Any]) -> Run:
         peak_rss_bytes=_maybe(row["peak_rss_bytes"], int),
         battery_pct=_maybe(row["battery_pct"], float),
         effective_freq_khz_after=_maybe(row["effective_freq_khz_after"], int),
+        isa_features=tuple(filter(None, (_maybe(row["isa_features"], str) or "").split(","))),
     )
 
 
