@@ -21,13 +21,11 @@ from compiler.loading import load_dense, load_splits, slug
 from compiler.proposals import Proposal, ProposedModel, load_proposal, propose
 from compiler.pruning.surgery import slice_network
 from compiler.pruning.widths import PruningPlan
-from compiler.recipe import Recipe, RecipeTarget
+from compiler.recipe import Recipe
 from compiler.targets import TARGETS, TargetError
 from compiler.targets.candidates import candidate
 from compiler.work import WorkFolder, read_json, write_json
 from device_agents.contract import Target
-
-RUNTIME_OF_KIND = {"onnx": "ort", "tflite": "tflite", "executable": "executable"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def emit(
     artifacts: list[dict[str, Any]] = []
     skipped: list[str] = []
     finals: list[ProposedModel] = []
-    jobs = [(name, target) for name in recipe.networks for target in recipe.targets]
+    forms = recipe.forms()
     for name in recipe.networks:
         network, plan = pruned(work, recipe, name)
         example = load_splits(recipe, name).test_x[:1]
@@ -72,10 +70,11 @@ def emit(
             finals.append(
                 ProposedModel(f"{slug(name)}-{role}", model, {"network": name, "role": role})
             )
-        for target in recipe.targets:
-            observe("emit", len(artifacts) + len(skipped), len(jobs), f"{name} as {target.kind}")
+        for kind, target in forms:
+            done, total = len(artifacts) + len(skipped), len(recipe.networks) * len(forms)
+            observe("emit", done, total, f"{name} as {kind} {target.precision}")
             try:
-                entry = _artifact(work, recipe, name, network, plan, target, example, runs)
+                entry = _artifact(work, recipe, name, network, plan, kind, target, example, runs)
                 artifacts.append(entry)
             except TargetError as error:
                 skipped.append(f"{name}: {error}")
@@ -104,21 +103,16 @@ def _artifact(
     name: str,
     network: nn.Module,
     plan: PruningPlan,
-    target: RecipeTarget,
+    kind: str,
+    target: Target,
     example: torch.Tensor,
     runs: Runs,
 ) -> dict[str, Any]:
-    built = TARGETS[target.kind](
+    built = TARGETS[kind](
         network,
         example,
-        work.root / "targets" / f"{name}-{target.name}-{target.kind}",
-        Target(
-            name=target.name,
-            machine=target.machine,
-            os="linux",
-            runtime=RUNTIME_OF_KIND[target.kind],
-            threads=target.threads,
-        ),
+        work.root / "targets" / f"{slug(name)}-{target.name}-{kind}-{target.precision}",
+        target,
     )
     provenance = Provenance(
         network=name,

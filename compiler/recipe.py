@@ -7,9 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from compiler.targets.board_file import (
+    CPU_PATTERN,
+    KINDS,
+    LIBC_PATTERN,
+    NAME_PATTERN,
+    PRECISIONS,
+    RUNTIME_OF_KIND,
+    Kind,
+    Precision,
+    Runtime,
+    TargetFileError,
+    load_board,
+)
+from device_agents.contract import Target
 
 LEAST_TRAINING_SHAPES = 10
 """Below it a surrogate cannot be cross-validated."""
@@ -97,12 +119,69 @@ class Search(_Part):
 
 
 class RecipeTarget(_Part):
-    """One binary to make of every network."""
+    """The binaries to make of every network for one kind of board.
 
-    kind: Literal["onnx", "tflite", "executable"] = Field(examples=["onnx"])
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["pi4-64"])
+    target: a packaged board or a file (compiler.targets.board_file), whose keys stand where this
+    entry has none, and whose every form is made unless kind or precision choose. Without it the
+    board is spelled out. kind: "all" is every form whose runtime the board has. runtimes: the
+    runtimes there are, with their oldest versions; none given is any.
+    """
+
+    target: str | None = Field(default=None, examples=["raspberry-pi-4-64"])
+    kind: Kind | Literal["all"] = Field(examples=["onnx"])
+    precision: Precision | Literal["all"] = Field(default="fp32", examples=["int8"])
+    name: str = Field(pattern=NAME_PATTERN, examples=["pi4-64"])
     machine: str = Field(examples=["aarch64"])
+    cpu: str = Field(default="", pattern=CPU_PATTERN, examples=["cortex-a72"])
+    libc: str = Field(default="", pattern=LIBC_PATTERN, examples=["glibc 2.31"])
+    os: Literal["linux"] = Field(default="linux", examples=["linux"])
     threads: int = Field(default=1, ge=1, examples=[1])
+    runtimes: dict[Runtime, str] = Field(default_factory=dict, examples=["{ort: 1.19.2}"])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stands_on_its_board(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("target"), str):
+            return data
+        try:
+            board = load_board(data["target"])
+        except TargetFileError as error:
+            raise ValueError(str(error)) from None
+        facts = board.model_dump(exclude={"version"})
+        return {"kind": "all", "precision": "all", **facts, **data}
+
+    @model_validator(mode="after")
+    def _has_the_runtime(self) -> RecipeTarget:
+        if self.kind != "all" and self.runtimes and RUNTIME_OF_KIND[self.kind] not in self.runtimes:
+            raise ValueError(
+                f"{self.name} has no {RUNTIME_OF_KIND[self.kind]}, which {self.kind} needs; its "
+                f"runtimes are {', '.join(sorted(self.runtimes))}"
+            )
+        return self
+
+    def forms(self) -> tuple[tuple[Kind, Target], ...]:
+        """Each binary asked for: its kind and what it is built for, fp32 before int8."""
+        kinds = KINDS if self.kind == "all" else (self.kind,)
+        precisions = PRECISIONS if self.precision == "all" else (self.precision,)
+        return tuple(
+            (kind, self._target(RUNTIME_OF_KIND[kind], precision))
+            for precision in precisions
+            for kind in kinds
+            if not self.runtimes or RUNTIME_OF_KIND[kind] in self.runtimes
+        )
+
+    def _target(self, runtime: Runtime, precision: Precision) -> Target:
+        return Target(
+            name=self.name,
+            machine=self.machine,
+            os=self.os,
+            runtime=runtime,
+            precision=precision,
+            threads=self.threads,
+            cpu=self.cpu,
+            libc=self.libc,
+            runtime_version=self.runtimes.get(runtime, ""),
+        )
 
 
 class Recipe(_Part):
@@ -175,6 +254,10 @@ class Recipe(_Part):
             if search.objective == "slo" and name not in search.slo_ms:
                 raise ValueError(f"objective slo needs slo_ms of {name}")
         return search
+
+    def forms(self) -> tuple[tuple[Kind, Target], ...]:
+        """Each binary that is made of every network, in the order of the targets."""
+        return tuple(form for target in self.targets for form in target.forms())
 
     def sha256(self) -> str:
         """Hash of the content, independent of the file's layout."""

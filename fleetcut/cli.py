@@ -179,10 +179,13 @@ def _add_boards(subparsers: Subparsers) -> None:
         "probe",
         "print what each board is: chip, clocks, memory, runtimes",
         "fleetcut probe --json > profiles.json",
-        lambda console, a: verbs.probe(console, a.inventory, a.boards or None),
+        lambda console, a: verbs.probe(console, a.inventory, a.boards or None, a.target),
     )
     _inventory(parser)
     _boards(parser)
+    parser.add_argument(
+        "--target", type=Path, metavar="FILE", help="write the board down as a target of recipes"
+    )
 
 
 def _add_records(subparsers: Subparsers) -> None:

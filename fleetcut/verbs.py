@@ -6,11 +6,13 @@ Exit status: 0 done, 1 a check failed, 2 usage, 3 some boards failed.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from compiler.targets.board_file import board_of_profile
 from device_agents.contract import DeviceProfile, MeasurementRecord, Release, StoppingRule, to_plain
 from fleetcut.console import Console, Step
 from harness import deploy as deploying
@@ -94,8 +96,13 @@ def _agreed() -> bool:
         return False
 
 
-def probe(console: Console, inventory_path: Path, board_ids: Sequence[str] | None) -> int:
-    """Print what each board is."""
+def probe(
+    console: Console,
+    inventory_path: Path,
+    board_ids: Sequence[str] | None,
+    target_path: Path | None = None,
+) -> int:
+    """Print what each board is. target_path: also write one board down as a target to build for."""
     boards = load_inventory(inventory_path).select(board_ids)
     with console.steps(f"probe {len(boards)} boards"):
         visits = visit(boards, SshTransport, build_bundle(), AgentSession.probe)
@@ -106,8 +113,36 @@ def probe(console: Console, inventory_path: Path, board_ids: Sequence[str] | Non
     columns = ("board", "model", "machine", "cores", "kernel", "Python", "runtimes", "simulated")
     console.table("Profiles", columns, rows)
     console.answer({v.board_id: to_plain(v.answer) for v in visits})
-    console.next("fleetcut measure campaign.yaml")
-    return BOARDS_FAILED if any(v.failure for v in visits) else DONE
+    if any(v.failure for v in visits):
+        console.next("fleetcut check")
+        return BOARDS_FAILED
+    if target_path is None:
+        console.next("fleetcut measure campaign.yaml")
+        return DONE
+    return _write_target(console, target_path, {v.board_id: v.answer for v in visits})
+
+
+def _write_target(
+    console: Console, path: Path, profiles: Mapping[str, DeviceProfile | None]
+) -> int:
+    if len(profiles) != 1:
+        console.error(
+            f"{path} holds one target and {len(profiles)} boards were probed. "
+            f"Next: fleetcut probe {next(iter(profiles), 'BOARD')} --target {path}"
+        )
+        return USAGE
+    (profile,) = profiles.values()
+    assert profile is not None, "a visit without failure has an answer"
+    text = board_of_profile(path.stem, profile).to_yaml()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        console.error(f"{path}: {error.strerror}. Next: name a file that is not there yet")
+        return USAGE
+    console.line(f"target {path}")
+    console.next(f"write 'targets: [{{target: {os.path.relpath(path)}}}]' in recipe.yaml")
+    return DONE
 
 
 def _profile_row(board_id: str, p: DeviceProfile) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from compiler.recipe import RecipeTarget
 from fleetcut.cli import main
 from harness.inventory import load_inventory
 from harness.virtual import rack
@@ -102,6 +104,18 @@ def test_what_is_no_ssh_server_is_one_line_and_no_traceback(inventory):
     assert done.returncode == 3
     assert "no SSH at 127.0.0.1" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_probed_board_becomes_a_target_that_a_recipe_may_name(inventory, tmp_path, capsys):
+    path = tmp_path / "lab-board.yaml"
+    asked = ["probe", "--target", str(path), "--inventory", str(inventory)]
+    assert main(asked) == 0
+    capsys.readouterr()
+    target = RecipeTarget(target=str(path))
+    assert (target.name, target.machine) == ("lab-board", platform.machine())
+    assert {kind for kind, _ in target.forms()} == {"onnx", "ort", "tflite", "executable"}
+    assert main(asked) == 2
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_probe_says_simulated(inventory, capsys):
