@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 from device_agents import checks, sessions
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
+from device_agents.conversation import Outcome, serve
 from device_agents.errors import AgentError
 from device_agents.home import Home
 from device_agents.install import install
@@ -58,19 +59,28 @@ def main(argv: Optional[List[str]] = None) -> int:
     out_fd = os.dup(1)
     os.dup2(2, 1)
     try:
-        return _run(sys.argv[1:] if argv is None else argv, Output(out_fd))
-    except AgentError as error:
-        print(f"{os.uname().nodename}: {error}", file=sys.stderr)
-        return error.exit_status
+        status, error = _outcome(sys.argv[1:] if argv is None else argv, Output(out_fd))
+        if error is not None:
+            print(error, file=sys.stderr)
+        return status
     except BrokenPipeError:
-        return 1
-    except OSError as error:
-        print(f"{os.uname().nodename}: {error}. Next: agent check", file=sys.stderr)
         return 1
     finally:
         sys.stdout.flush()
         os.dup2(out_fd, 1)
         os.close(out_fd)
+
+
+def _outcome(argv: List[str], out: Output) -> Outcome:
+    """Exit status and the error's line. Raises BrokenPipeError when nobody reads the answers."""
+    try:
+        return _run(argv, out), None
+    except AgentError as error:
+        return error.exit_status, f"{os.uname().nodename}: {error}"
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return 1, f"{os.uname().nodename}: {error}. Next: agent check"
 
 
 def _run(argv: List[str], out: Output) -> int:
@@ -92,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "helper", help="print what lets this user set clocks, to be installed by root"
     ).set_defaults(run=_helper)
+    verbs.add_parser("serve", help="answer requests on stdin").set_defaults(run=_serve)
     has = verbs.add_parser("has", help="which blobs are here")
     has.add_argument("sha256", nargs="*")
     has.set_defaults(run=_has)
@@ -115,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--after", type=_seq, default=0, metavar="SEQ")
         if name == "ack":
             verb.add_argument("seq", type=_seq)
+        if name == "start":
+            verb.add_argument("--specs", metavar="FILE", help="incoming/FILE holds the runs")
         verb.set_defaults(run=run)
     for verb in verbs.choices.values():
         _folders(verb, argparse.SUPPRESS, argparse.SUPPRESS)
@@ -163,6 +176,12 @@ def _helper(args: argparse.Namespace, home: Home, root: Root, out: Output) -> in
     return 0
 
 
+def _serve(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    folders = ["--home", str(home.path), "--root", args.root]
+    serve(sys.stdin.buffer, home, lambda argv: _outcome([*folders, *argv], out), out.json)
+    return 0
+
+
 def _has(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     present, missing = home.present(args.sha256)
     out.json({"present": present, "missing": missing})
@@ -186,6 +205,8 @@ def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> i
 
 def _start(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     home.create()
+    if args.specs is not None:
+        sessions.take_specs(home, args.session, args.specs)
     answer = sessions.start(home, root, args.session, own_sha256())
     out.json(answer)
     return BUSY if answer["state"] == "busy" else 0

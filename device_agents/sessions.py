@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 from device_agents.errors import AgentError
-from device_agents.files import remove_tree
-from device_agents.home import Home
+from device_agents.files import fsync_file, fsync_folder, remove_tree
+from device_agents.home import Home, checked_name
 from device_agents.journal import Reader, read
 from device_agents.locks import acquire, holder, is_held
 from device_agents.processes import detach
@@ -29,6 +29,16 @@ _POLL_MS = 100
 _TERM_S = 20.0
 _KILL_S = 10.0
 _STOP_POLL_S = 0.02
+
+
+def take_specs(home: Home, session_id: str, file_name: str) -> None:
+    """Move incoming/file_name to its place in the session's folder, which is made."""
+    folder = home.session(session_id)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    source = home.incoming / checked_name(file_name, "an upload")
+    fsync_file(source)
+    os.replace(str(source), str(folder / "specs.jsonl"))
+    fsync_folder(folder)
 
 
 def start(home: Home, root: Root, session_id: str, agent_sha256: str) -> Answer:
@@ -48,6 +58,8 @@ def start(home: Home, root: Root, session_id: str, agent_sha256: str) -> Answer:
         return {"state": "busy", "session": holder(home.board_lock).get("session")}
     session = Session(home, root, folder, specs, agent_sha256, (board, own))
     pid = detach(lambda pid: work(session, pid), {board.fd, own.fd}, str(folder / "worker.log"))
+    for lock in session.locks:  # the daemon's now: this process may live on, see conversation
+        lock.release()
     return {"session": session_id, "state": "started", "pid": pid}
 
 

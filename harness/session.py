@@ -6,9 +6,9 @@ Raises BoardError; what a board answers is checked before it is believed.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +23,15 @@ from device_agents.contract import (
     encode,
 )
 from harness.bundle import Bundle
+from harness.conversation import Conversation
 from harness.errors import BoardError, StableBoardError
 from harness.inventory import Board
-from harness.transport import Completed, Transport
+from harness.transport import Transport
 
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
-UPLOAD_SILENCE_S = 30.0
-"""Longest pause of an upload: a slow SD card flushes for seconds."""
+_END = b'{"event": "end"'
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,11 @@ class AgentSession:
         self.board = board
         self._transport = transport
         self._bundle = bundle
+        self._conversation: Conversation | None = None
 
     def push_agent(self) -> None:
-        """Put agent.pyz on the board unless those very bytes are there already."""
-        remote = self._bundle.remote_path
-        done = self._transport.run(["sha256sum", remote], timeout_s=CALL_TIMEOUT_S)
-        if done.exit_status == 0 and done.stdout.decode("ascii", "replace").split()[:1] == [
-            self._bundle.sha256
-        ]:
-            return
-        incoming = f".fleetcut/incoming/agent-{secrets.token_hex(8)}"
-        self._shell(["mkdir", "-p", ".fleetcut/incoming", ".fleetcut/agents"])
-        self._transport.put(self._bundle.data, incoming, silence_s=UPLOAD_SILENCE_S)
-        written = self._shell(["sha256sum", incoming]).stdout.decode("ascii", "replace").split()
-        if written[:1] != [self._bundle.sha256]:
-            self._transport.run(["rm", "-f", incoming], timeout_s=CALL_TIMEOUT_S)
-            raise self._error("the uploaded agent has another hash than was sent")
-        self._shell(["mv", "-f", incoming, remote])
+        """Put agent.pyz on the board unless those very bytes are there already, and start it."""
+        self._conversation = Conversation(self.board, self._transport, self._bundle)
 
     def probe(self) -> DeviceProfile:
         """What the board is."""
@@ -113,13 +101,10 @@ class AgentSession:
         missing = self._json(self._call("has", *sorted(blobs))[-1]).get("missing")
         if not isinstance(missing, list) or any(digest not in blobs for digest in missing):
             raise self._error("the agent's list of missing files is not in the agreed form")
-        uploads = {digest: f"blob-{secrets.token_hex(8)}" for digest in missing}
-        for digest, incoming in uploads.items():
-            data = self._local(blobs[digest])
-            self._transport.put(data, f".fleetcut/incoming/{incoming}", silence_s=UPLOAD_SILENCE_S)
-        if uploads:
-            # One process on the board for all: starting Python there costs more than hashing.
-            self._call("adopt", *(f"{name}={digest}" for digest, name in uploads.items()))
+        for digest in missing:
+            # Each is adopted at once: a cut then costs one of them, not all.
+            name = self._upload(self._local(blobs[digest]))
+            self._call("adopt", f"{name}={digest}")
         return len(missing)
 
     def _local(self, path: Path) -> bytes:
@@ -137,13 +122,11 @@ class AgentSession:
 
         Raises StableBoardError when another session holds the board.
         """
-        folder = f".fleetcut/sessions/{session_id}"
-        self._shell(["mkdir", "-p", folder])
         text = "".join(encode(spec) + "\n" for spec in specs)
-        incoming = f"{folder}/specs-{secrets.token_hex(8)}"
-        self._transport.put(text.encode("utf-8"), incoming, silence_s=UPLOAD_SILENCE_S)
-        self._shell(["mv", "-f", incoming, f"{folder}/specs.jsonl"])
-        answer = self._json(self._call("start", session_id, allowed=(0, 3))[-1])
+        incoming = self._upload(text.encode("utf-8"))
+        answer = self._json(
+            self._call("start", session_id, "--specs", incoming, allowed=(0, 3))[-1]
+        )
         state = str(answer.get("state"))
         if state == "busy":
             raise StableBoardError(
@@ -160,12 +143,12 @@ class AgentSession:
     ) -> Iterator[JournalEntry]:
         """Journal entries after ``after_seq``, and last the end. following waits for more."""
         verb = "attach" if follow else "collect"
-        argv = self._argv(verb, session_id, "--after", str(after_seq))
         seq = after_seq
-        for line in self._transport.lines(argv, silence_s=silence_s):
-            entry = self._entry(line, seq)
-            seq = entry.seq
-            yield entry
+        with contextlib.closing(self._lines(silence_s, verb, session_id, after_seq)) as lines:
+            for line in lines:
+                entry = self._entry(line, seq)
+                seq = entry.seq
+                yield entry
 
     def ack(self, session_id: str, seq: int) -> None:
         """All up to ``seq`` is stored here: the board may forget it."""
@@ -185,17 +168,57 @@ class AgentSession:
         return [self.board.python, self._bundle.remote_path, verb, *args]
 
     def _call(self, verb: str, *args: str, allowed: tuple[int, ...] = (0,)) -> list[bytes]:
-        done = self._transport.run(self._argv(verb, *args), timeout_s=CALL_TIMEOUT_S)
+        with self._turn() as conversation:
+            if conversation is not None:
+                done = conversation.call(verb, *args, timeout_s=CALL_TIMEOUT_S)
+            else:
+                done = self._transport.run(self._argv(verb, *args), timeout_s=CALL_TIMEOUT_S)
         lines = done.stdout.splitlines()
         if done.exit_status not in allowed or not lines:
             raise self._error(f"agent {verb} failed: {done.last_error()}")
         return lines
 
-    def _shell(self, argv: Sequence[str]) -> Completed:
-        done = self._transport.run(argv, timeout_s=CALL_TIMEOUT_S)
-        if done.exit_status != 0:
-            raise self._error(f"{argv[0]} failed: {done.last_error()}")
-        return done
+    def _lines(
+        self, silence_s: float, verb: str, session_id: str, after_seq: int
+    ) -> Generator[bytes]:
+        args = (session_id, "--after", str(after_seq))
+        with self._turn() as conversation:
+            if conversation is None:
+                yield from self._transport.lines(self._argv(verb, *args), silence_s=silence_s)
+                return
+            end = None
+            try:
+                for line in conversation.lines(verb, *args, silence_s=silence_s):
+                    if line.startswith(_END):
+                        end = line  # given once the conversation is free again
+                    else:
+                        yield line
+            except GeneratorExit:
+                conversation.close()
+                raise
+        if end is not None:
+            yield end
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Conversation | None]:
+        """The conversation for one question; None where there is none or it is busy.
+
+        Then a process of its own answers: a following that lasts for hours is ended that way.
+        """
+        conversation = self._conversation
+        if conversation is None or not conversation.try_take():
+            yield None
+            return
+        try:
+            yield conversation
+        finally:
+            conversation.release()
+
+    def _upload(self, data: bytes) -> str:
+        with self._turn() as conversation:
+            if conversation is None:
+                raise self._error("files are sent while its agent answers something else")
+            return conversation.upload(data)
 
     def _entry(self, line: bytes, last_seq: int) -> JournalEntry:
         document = self._json(line)

@@ -44,6 +44,9 @@ class Deadlines:
 
 DEFAULT_DEADLINES = Deadlines()
 
+_STATUS_S = 5.0
+"""A command's exit status comes right after the end of its output, or never."""
+
 
 def fingerprint(key: paramiko.PKey) -> str:
     """OpenSSH's SHA-256 fingerprint of a public key: "SHA256:" and base64 without padding."""
@@ -144,6 +147,9 @@ class SshTransport:
         finally:
             channel.close()
 
+    def converse(self, argv: Sequence[str]) -> SshStream:
+        return SshStream(self._board, self._open(argv), argv)
+
     def put(self, data: bytes, remote_path: str, *, silence_s: float) -> None:
         # One SFTP session at a time: they share the window, and a board has little memory.
         with self._sftp_lock, self._translated(f"upload of {remote_path}"):
@@ -197,6 +203,62 @@ class SshTransport:
             ) from None
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise self._transient(f"{what} failed ({_one_line(error)})") from None
+
+
+class SshStream:
+    """A Stream over one channel. One thread at a time."""
+
+    def __init__(self, board: Board, channel: paramiko.Channel, argv: Sequence[str]) -> None:
+        self._board = board
+        self._channel = channel
+        self._argv = tuple(argv)
+        self._stderr = _Drain(channel)
+        self._pending = bytearray()
+
+    def send(self, data: bytes, *, silence_s: float) -> None:
+        self._channel.settimeout(silence_s)
+        try:
+            self._channel.sendall(data)
+        except TimeoutError:
+            raise self._transient(f"takes no input for {silence_s:g} s") from None
+        except OSError:
+            raise self._ended() from None
+
+    def line(self, *, silence_s: float) -> bytes:
+        self._channel.settimeout(silence_s)
+        while (end := self._pending.find(b"\n")) < 0:
+            try:
+                chunk = self._channel.recv(65536)
+            except TimeoutError:
+                raise self._transient(f"is silent for {silence_s:g} s") from None
+            if not chunk:
+                raise self._ended()
+            self._pending += chunk
+        found = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return found
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _ended(self) -> BoardError:
+        """Why: it said so, or was killed, or the connection is gone."""
+        self._channel.status_event.wait(_STATUS_S)
+        status = self._channel.exit_status
+        if status == -1:
+            return self._transient("was cut before its end")
+        done = Completed(self._argv, status, b"", self._stderr.text())
+        return StableBoardError(
+            self._board.board_id,
+            f"{_brief(self._argv)} ended: {done.last_error()}",
+            f"fleetcut check {self._board.board_id}",
+        )
+
+    def _transient(self, fact: str) -> TransientBoardError:
+        board_id = self._board.board_id
+        return TransientBoardError(
+            board_id, f"{_brief(self._argv)} {fact}", f"fleetcut check {board_id}"
+        )
 
 
 def _expire(channel: paramiko.Channel, expired: threading.Event) -> None:

@@ -26,6 +26,22 @@ class Completed:
         return lines[-1][:300] if lines else f"exit status {self.exit_status}, nothing on stderr"
 
 
+class Stream(Protocol):
+    """A command's standard input and output, for a conversation with it."""
+
+    def send(self, data: bytes, *, silence_s: float) -> None:
+        """Write to its input. Raises TransientBoardError when it takes nothing for silence_s."""
+
+    def line(self, *, silence_s: float) -> bytes:
+        """Its next line of output, without the newline. Raises as ``Transport.lines`` does.
+
+        Ended is an error too, and says why: StableBoardError, or transient when it was killed.
+        """
+
+    def close(self) -> None:
+        """Hang up; the command's input ends."""
+
+
 class Transport(Protocol):
     """One authenticated connection to one board. Paths are relative to the login's home."""
 
@@ -38,6 +54,9 @@ class Transport(Protocol):
         Raises TransientBoardError when nothing is heard for silence_s or the connection is cut,
         StableBoardError when the command ends with a non-zero status.
         """
+
+    def converse(self, argv: Sequence[str]) -> Stream:
+        """Start a command to talk with. Raises TransientBoardError."""
 
     def put(self, data: bytes, remote_path: str, *, silence_s: float) -> None:
         """Write a file. It may be left partial when cut: callers use temporary names."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import device_agents
 from device_agents.contract import RunSpec, StoppingRule
 from harness.bundle import build_bundle
 from harness.campaign import again, load_campaign
@@ -133,12 +135,21 @@ class Flaky:
         self.inner = SshTransport(board)
         self.break_after = break_after
 
-    def lines(self, argv, *, silence_s):
-        for number, line in enumerate(self.inner.lines(argv, silence_s=silence_s)):
-            if number == self.break_after:
+    def converse(self, argv):
+        stream = self.inner.converse(argv)
+        take, journal = stream.line, []
+
+        def line(*, silence_s):
+            found = take(silence_s=silence_s)
+            if b'"event"' in found:
+                journal.append(found)
+            if len(journal) > self.break_after:
                 self.inner.close()
                 raise TransientBoardError("b", "the connection was cut", "wait")
-            yield line
+            return found
+
+        stream.line = line
+        return stream
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -327,27 +338,51 @@ def test_two_inventory_entries_that_lead_to_one_board_are_noticed(
     assert "no two inventory entries" in str(outcome.failure)
 
 
-def test_the_agent_is_pushed_once(board, model):
-    transport = SshTransport(board)
-    puts: list[str] = []
+class Counting:
+    """A transport that counts the bytes which a conversation sends."""
 
-    class Counting:
-        def put(self, data, path, *, silence_s):
-            puts.append(path)
-            transport.put(data, path, silence_s=silence_s)
+    def __init__(self, transport):
+        self._transport = transport
+        self.sent_bytes = 0
 
-        def __getattr__(self, name):
-            return getattr(transport, name)
+    def converse(self, argv):
+        stream = self._transport.converse(argv)
+        send = stream.send
 
-    agent = AgentSession(board, Counting(), build_bundle())
-    agent.push_agent()
-    before = len(puts)
-    agent.push_agent()
-    assert len(puts) == before
+        def counted(data, *, silence_s):
+            self.sent_bytes += len(data)
+            send(data, silence_s=silence_s)
+
+        stream.send = counted
+        return stream
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+def test_the_agent_and_a_model_are_pushed_once(board, model, tmp_path):
+    bundle = build_bundle(rebuilt_agent(tmp_path))
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    agent.push_blobs({digest: model})
-    assert agent.push_blobs({digest: model}) == 0
-    transport.close()
+    sent_bytes = []
+    for _ in range(2):
+        transport = SshTransport(board)
+        counting = Counting(transport)
+        agent = AgentSession(board, counting, bundle)
+        agent.push_agent()
+        agent.push_blobs({digest: model})
+        assert agent.push_blobs({digest: model}) == 0
+        sent_bytes.append(counting.sent_bytes)
+        transport.close()
+    assert sent_bytes[0] > len(bundle.data)
+    assert sent_bytes[1] < 1000
+
+
+def rebuilt_agent(tmp_path):
+    """The agent's sources with one more, so that no board has seen its bytes."""
+    package = tmp_path / "device_agents"
+    shutil.copytree(Path(device_agents.__file__).parent, package)
+    (package / "never_seen.py").write_text(f"TOKEN = {os.urandom(8).hex()!r}\n")
+    return package
 
 
 def test_an_agent_answer_that_is_no_json_is_an_error_that_names_the_board(board):
