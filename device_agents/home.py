@@ -51,6 +51,8 @@ class Home:
         self.deployed = path / "deployed"
         self.sessions = path / "sessions"
         self.scratch = path / "scratch"
+        self.serials = path / "serials"
+        self.signers = path / "allowed_signers"
         self.board_lock = path / "board.lock"
         self.restore_file = path / "restore.json"
 
@@ -64,6 +66,7 @@ class Home:
             self.deployed,
             self.sessions,
             self.scratch,
+            self.serials,
         )
         try:
             for folder in folders:

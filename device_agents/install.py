@@ -1,57 +1,65 @@
 """Put an artifact in its place and switch a name to it, whole or not at all.
 
-Input: an artifact's id, whose manifest and files were pushed as blobs. Output: the previous id.
-deployed/NAME and deployed/NAME.previous are symlinks, switched by rename; what neither of any
-name leads to is removed, so each name keeps its last two versions.
+Input: an artifact's id, whose manifest and files were pushed as blobs, and who vouches for it.
+Output: what the name led to before, and the signer. Raises AgentError.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Set, Tuple
+from typing import Optional, Tuple
 
+from device_agents import deployments
 from device_agents.contract import ArtifactFile, CodecError, Manifest, canonical_json
 from device_agents.contract.codec import from_plain, parse_object
 from device_agents.errors import AgentError
 from device_agents.files import copy_flushed, fsync_folder, remove_tree, sha256_file, write_whole
-from device_agents.home import SHA256, Home, checked_name, checked_sha256
-from device_agents.locks import acquire
+from device_agents.home import Home, checked_sha256
+from device_agents.sysfs import Root
+from device_agents.trust import Proof, admit, forget, remember
 
-_PREVIOUS = ".previous"
 _PUSH_AGAIN = "push the artifact's files again"
 
 
-def install(home: Home, artifact_id: str, name: str) -> Optional[str]:
-    """Returns the id that ``name`` led to before, None the first time. Raises AgentError.
+@dataclass(frozen=True)
+class Installed:
+    """previous: what the name led to before, None the first time. signer: who vouched for the
+    artifact; None where nobody could be asked, and then ``note`` says why.
+    """
+
+    previous: Optional[str]
+    signer: Optional[str]
+    note: str
+
+
+def install(
+    home: Home, root: Root, artifact_id: str, name: str, proof: Optional[Proof] = None
+) -> Installed:
+    """Switch ``name`` to an artifact. Raises AgentError, and then nothing is switched.
 
     Cut at any point it leaves the name on its old or its new version, and may be run again.
     """
     checked_sha256(artifact_id)
-    if checked_name(name, "a deployment").endswith(_PREVIOUS):
-        raise AgentError(f"{name!r} ends in {_PREVIOUS}", "give the deployment another name")
-    # Removing what no name leads to must not meet another install that has not switched yet.
-    lock = acquire(home.path / "install.lock")
-    if lock is None:
-        raise AgentError("another install is running", "try again", exit_status=1)
-    try:
-        _build(home, artifact_id)
-        previous = _target(home, name)
-        if previous is not None and previous != artifact_id:
-            _link(home, name + _PREVIOUS, previous)
-        _link(home, name, artifact_id)
-        _remove_unreferenced(home)
-    finally:
-        lock.release()
-    return previous
+    deployments.checked_deployment(name)
+    with deployments.alone(home):
+        manifest, data = _manifest(home, artifact_id)
+        now = deployments.deployed(home, name)
+        admitted = admit(home, root, data, name, now.current, proof)
+        _build(home, artifact_id, manifest, data)
+        remember(home, admitted)
+        previous = deployments.switch(home, name, artifact_id)
+        deployments.tidy(home)
+        if proof is not None:
+            forget(home, proof)
+    return Installed(previous, admitted.signer, admitted.note)
 
 
-def _build(home: Home, artifact_id: str) -> None:
-    manifest, data = _manifest(home, artifact_id)
+def _build(home: Home, artifact_id: str, manifest: Manifest, data: bytes) -> None:
     folder = home.artifact(artifact_id)
-    if folder.is_dir() and _is_whole(folder, manifest, data):
+    if deployments.is_whole(home, artifact_id):
         return
     staging = home.artifacts / f".staging-{artifact_id[:16]}"
     shutil.rmtree(str(staging), ignore_errors=True)
@@ -110,44 +118,6 @@ def _place(home: Home, entry: ArtifactFile, staging: Path) -> None:
         )
 
 
-def _is_whole(folder: Path, manifest: Manifest, data: bytes) -> bool:
-    try:
-        return (folder / "manifest.json").read_bytes() == data and all(
-            sha256_file(folder / entry.name) == entry.sha256
-            and os.access(str(folder / entry.name), os.X_OK) >= entry.executable
-            for entry in manifest.files
-        )
-    except OSError:
-        return False
-
-
 def _fsync_below(folder: Path) -> None:
     for path, _, _ in os.walk(str(folder)):
         fsync_folder(Path(path))
-
-
-def _target(home: Home, name: str) -> Optional[str]:
-    """The artifact that a name leads to; None when it leads to none."""
-    try:
-        found = os.path.basename(os.readlink(str(home.deployed / name)))
-    except OSError:
-        return None
-    return found if SHA256.fullmatch(found) else None
-
-
-def _link(home: Home, name: str, artifact_id: str) -> None:
-    temporary = home.deployed / f".{name}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    os.symlink(f"../artifacts/{artifact_id}", str(temporary))
-    os.replace(str(temporary), str(home.deployed / name))
-    fsync_folder(home.deployed)
-
-
-def _remove_unreferenced(home: Home) -> None:
-    referenced: Set[Optional[str]] = {
-        _target(home, path.name) for path in home.deployed.iterdir() if path.is_symlink()
-    }
-    for folder in home.artifacts.iterdir():
-        if folder.name not in referenced:
-            remove_tree(folder)

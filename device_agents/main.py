@@ -16,17 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-from device_agents import checks, sessions
+from device_agents import checks, deployments, sessions
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
 from device_agents.conversation import Outcome, serve
 from device_agents.errors import AgentError
-from device_agents.home import Home
+from device_agents.home import Home, checked_sha256
 from device_agents.install import install
 from device_agents.platforms import select
 from device_agents.privilege import helper_source
 from device_agents.probe import probe
 from device_agents.sysfs import Root
+from device_agents.trust import Proof, pin
 
 BUSY = 3
 
@@ -112,7 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     put = verbs.add_parser("install", help="switch a name to an artifact")
     put.add_argument("artifact_id")
     put.add_argument("name")
+    _proof(put)
     put.set_defaults(run=_install)
+    back = verbs.add_parser("rollback", help="put a name back to the version before")
+    back.add_argument("artifact_id", help="the one to go back from")
+    back.add_argument("name")
+    back.set_defaults(run=_rollback)
+    verbs.add_parser("deployed", help="what every name leads to").set_defaults(run=_deployed)
+    trusted = verbs.add_parser("signers", help="whose signatures count here")
+    trusted.add_argument("sha256")
+    _proof(trusted)
+    trusted.set_defaults(run=_signers)
     for name, text, run in (
         ("start", "detach a worker for a session", _start),
         ("attach", "follow a session to its end", _attach),
@@ -139,6 +150,15 @@ def _folders(parser: argparse.ArgumentParser, home: str, root: str) -> None:
     parser.add_argument("--home", default=home, help="the agent's folder")
     parser.add_argument(
         "--root", default=root, help="the folder below which sys/, proc/ and etc/ are read"
+    )
+
+
+def _proof(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--signed",
+        nargs=3,
+        metavar="SHA256",
+        help="blobs: the manifest's signature, the statement, the statement's signature",
     )
 
 
@@ -198,8 +218,34 @@ def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
 
 def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     home.create()
-    previous = install(home, args.artifact_id, args.name)
-    out.json({"installed": args.artifact_id, "previous": previous})
+    done = install(home, root, args.artifact_id, args.name, _signed(args))
+    out.json({"installed": args.artifact_id, **asdict(done)})
+    return 0
+
+
+def _signed(args: argparse.Namespace) -> Optional[Proof]:
+    return Proof(*map(checked_sha256, args.signed)) if args.signed else None
+
+
+def _rollback(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    with deployments.alone(home):
+        out.json(asdict(deployments.rollback(home, args.name, checked_sha256(args.artifact_id))))
+    return 0
+
+
+def _deployed(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    found = [deployments.deployed(home, name) for name in deployments.names(home)]
+    out.json({"deployed": [asdict(one) for one in found]})
+    return 0
+
+
+def _signers(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    with deployments.alone(home):
+        decides = pin(home, root, checked_sha256(args.sha256), _signed(args))
+    out.json({"signers": args.sha256, "decides": decides})
     return 0
 
 

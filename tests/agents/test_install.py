@@ -7,7 +7,8 @@ from device_agents import install as module
 from device_agents.contract import Artifact, ArtifactFile, Manifest, Target, canonical_json
 from device_agents.errors import AgentError
 from device_agents.home import Home, Inputs
-from device_agents.install import install
+from device_agents.install import install as installed
+from device_agents.sysfs import Root
 
 
 @pytest.fixture
@@ -15,6 +16,11 @@ def home(tmp_path):
     made = Home(tmp_path / "home")
     made.create()
     return made
+
+
+def install(home: Home, artifact_id: str, name: str):
+    """What the name led to before; the board knows no signers."""
+    return installed(home, Root(home.path / "no-root"), artifact_id, name).previous
 
 
 def put(home: Home, data: bytes) -> str:
