@@ -7,7 +7,9 @@ Input: requests on a stream of bytes, a JSON line each: {"verb": [ARG…]}, or {
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
 from device_agents.errors import AgentError
@@ -59,25 +61,27 @@ def _upload(source: BinaryIO, home: Home, request: Dict[str, Any]) -> Outcome:
     """The bytes that follow, into incoming/; read to their end also where they cannot be kept."""
     left_bytes: int = request["size_bytes"]
     error: Optional[str] = None
+    path: Optional[Path] = None
     try:
         home.create()
         path = home.incoming / checked_name(request["upload"], "an upload")
         with path.open("wb") as stream:
             while left_bytes:
-                chunk = _read(source, left_bytes)
+                chunk = source.read(min(left_bytes, _CHUNK_BYTES))
+                if not chunk:
+                    break
                 left_bytes -= len(chunk)
                 stream.write(chunk)
     except AgentError as refused:
         error = str(refused)
     except OSError as failed:
         error = f"{request['upload']} cannot be written ({failed.strerror}). Next: agent check"
+    if path is not None and (error is not None or left_bytes):
+        with contextlib.suppress(OSError):
+            path.unlink()
     while left_bytes:
-        left_bytes -= len(_read(source, left_bytes))
+        chunk = source.read(min(left_bytes, _CHUNK_BYTES))
+        if not chunk:
+            raise AgentError("the upload was cut", "send it again", exit_status=1)
+        left_bytes -= len(chunk)
     return (0, None) if error is None else (1, error)
-
-
-def _read(source: BinaryIO, left_bytes: int) -> bytes:
-    chunk = source.read(min(left_bytes, _CHUNK_BYTES))
-    if not chunk:
-        raise AgentError("the upload was cut", "send it again", exit_status=1)
-    return chunk

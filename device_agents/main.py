@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-from device_agents import checks, deployments, sessions
+from device_agents import cache, checks, deployments, sessions
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
 from device_agents.conversation import Outcome, serve
@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     adopt = verbs.add_parser("adopt", help="take uploads in whose hashes fit")
     adopt.add_argument("uploads", nargs="+", type=_upload, metavar="FILE=SHA256")
     adopt.set_defaults(run=_adopt)
+    clean = verbs.add_parser("clean", help="remove blobs that nobody needs")
+    clean.add_argument("--quota-bytes", type=_count, required=True, metavar="N")
+    clean.add_argument("--coming-bytes", type=_count, default=0, metavar="N")
+    clean.add_argument("--grace-s", type=_count, default=int(cache.GRACE_S), metavar="N")
+    clean.set_defaults(run=_clean)
     put = verbs.add_parser("install", help="switch a name to an artifact")
     put.add_argument("artifact_id")
     put.add_argument("name")
@@ -134,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("session")
         if name in ("attach", "collect"):
-            verb.add_argument("--after", type=_seq, default=0, metavar="SEQ")
+            verb.add_argument("--after", type=_count, default=0, metavar="SEQ")
         if name == "ack":
-            verb.add_argument("seq", type=_seq)
+            verb.add_argument("seq", type=_count)
         if name == "start":
             verb.add_argument("--specs", metavar="FILE", help="incoming/FILE holds the runs")
         verb.set_defaults(run=run)
@@ -169,9 +174,9 @@ def _upload(text: str) -> Tuple[str, str]:
     return file_name, sha256
 
 
-def _seq(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a sequence number")
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
     return int(text)
 
 
@@ -204,6 +209,7 @@ def _serve(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
 
 def _has(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     present, missing = home.present(args.sha256)
+    cache.touch(home, present)
     out.json({"present": present, "missing": missing})
     return 0
 
@@ -213,6 +219,14 @@ def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
     for file_name, sha256 in args.uploads:
         home.adopt(file_name, sha256)
     out.json({"adopted": [sha256 for _, sha256 in args.uploads]})
+    return 0
+
+
+def _clean(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    done = cache.make_room(
+        home, args.quota_bytes, args.coming_bytes, grace_s=args.grace_s, own_agent=own_archive()
+    )
+    out.json(done)
     return 0
 
 
@@ -281,11 +295,17 @@ def _stop(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     return 0
 
 
+def own_archive() -> Optional[str]:
+    """The file that this agent runs from; None where it runs from sources."""
+    loader = getattr(sys.modules["__main__"], "__loader__", None)
+    archive: Optional[str] = getattr(loader, "archive", None)
+    return archive
+
+
 def own_sha256() -> str:
     """The hash of the file this agent runs from; "source" when it is no such file."""
-    archive = getattr(globals().get("__loader__"), "archive", None)
-    if archive is None:
-        return "source"
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    archive = own_archive()
+    if archive is not None:
+        with contextlib.suppress(OSError):
+            return hashlib.sha256(Path(archive).read_bytes()).hexdigest()
     return "source"

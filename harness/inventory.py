@@ -19,6 +19,9 @@ from harness.errors import DocumentError, HarnessError
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FINGERPRINT_PATTERN = r"^SHA256:[A-Za-z0-9+/]{43}$"
 
+CACHE_MIB = 2048
+"""About an eighth of the smallest card that a board is likely to have."""
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -29,6 +32,7 @@ class Board:
     host_key_sha256: OpenSSH fingerprint, None until somebody trusts the board.
     exclusive_group: boards that name the same group share silicon and are never timed at once.
     simulated: a stand-in for hardware, and called so wherever its numbers appear.
+    cache_mib: how much of its disk pushed models may take, those in use excepted.
     """
 
     board_id: str
@@ -42,6 +46,7 @@ class Board:
     exclusive_group: str | None
     simulated: bool
     labels: tuple[tuple[str, str], ...]
+    cache_mib: int = CACHE_MIB
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class _BoardEntry(BaseModel):
     exclusive_group: Name | None = Field(default=None, examples=["carrier-3"])
     simulated: bool = Field(default=False, examples=["true"])
     labels: dict[Name, str] = Field(default_factory=dict, examples=["{cooling: fan}"])
+    cache_mib: int = Field(default=CACHE_MIB, ge=16, le=1 << 24, examples=[CACHE_MIB])
 
 
 class _InventoryFile(BaseModel):
@@ -149,4 +155,5 @@ def _board(path: Path, entry: _BoardEntry) -> Board:
         exclusive_group=entry.exclusive_group,
         simulated=entry.simulated,
         labels=tuple(sorted(entry.labels.items())),
+        cache_mib=entry.cache_mib,
     )

@@ -31,6 +31,7 @@ from harness.transport import Transport
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
+_DISK_MARGIN_BYTES = 32 << 20
 _END = b'{"event": "end"'
 
 
@@ -57,6 +58,30 @@ class Check:
     ok: bool
     fact: str
     next_step: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What cleaning a board's cache did, and what is there now.
+
+    removed: blobs. blobs_bytes: of those left. free_bytes: of the disk. sessions: ids of those
+    whose results nobody has taken yet.
+    """
+
+    removed: int
+    freed_bytes: int
+    blobs_bytes: int
+    free_bytes: int
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A name on a board and the artifacts it leads to: the one that runs, and the one before."""
+
+    name: str
+    current: str | None
+    previous: str | None
 
 
 class AgentSession:
@@ -101,21 +126,65 @@ class AgentSession:
         missing = self._json(self._call("has", *sorted(blobs))[-1]).get("missing")
         if not isinstance(missing, list) or any(digest not in blobs for digest in missing):
             raise self._error("the agent's list of missing files is not in the agreed form")
+        if missing:
+            self._make_room([blobs[d] for d in blobs], [blobs[d] for d in missing])
         for digest in missing:
             # Each is adopted at once: a cut then costs one of them, not all.
             name = self._upload(self._local(blobs[digest]))
             self._call("adopt", f"{name}={digest}")
         return len(missing)
 
+    def clean(self, quota_bytes: int, *, coming_bytes: int = 0, used: bool = False) -> Room:
+        """Remove what nobody needs until the quota is kept. used: also what was used just now."""
+        grace = ("--grace-s", "0") if used else ()
+        sizes = ("--quota-bytes", str(quota_bytes), "--coming-bytes", str(coming_bytes))
+        answer = self._json(self._call("clean", *sizes, *grace)[-1])
+        try:
+            sessions = tuple(str(name) for name in answer["sessions"])
+            return Room(
+                int(answer["removed"]), int(answer["freed_bytes"]), int(answer["blobs_bytes"]),
+                int(answer["free_bytes"]), sessions,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError):
+            raise self._error("the agent's answer to clean is not in the agreed form") from None
+
+    def _make_room(self, wanted: Sequence[Path], missing: Sequence[Path]) -> None:
+        """Raises StableBoardError where the files would not fit, before one of them is sent."""
+        board = self.board
+        quota_bytes, coming_bytes = board.cache_mib << 20, self._size_bytes(missing)
+        wanted_bytes = self._size_bytes(wanted)
+        if wanted_bytes > quota_bytes:
+            raise StableBoardError(
+                board.board_id,
+                f"this work takes {wanted_bytes >> 20} MiB there, its cache is {board.cache_mib}",
+                "fewer models in one campaign, or a larger cache_mib in the inventory",
+            )
+        room = self.clean(quota_bytes, coming_bytes=coming_bytes)
+        if room.free_bytes < coming_bytes + _DISK_MARGIN_BYTES:
+            raise StableBoardError(
+                board.board_id,
+                f"{room.free_bytes >> 20} MiB of disk are free, {coming_bytes >> 20} are to come",
+                f"fleetcut clean --to-mib 0 {board.board_id}, or free space there",
+            )
+
+    def _size_bytes(self, paths: Sequence[Path]) -> int:
+        try:
+            return sum(path.stat().st_size for path in paths)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
     def _local(self, path: Path) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise StableBoardError(
-                self.board.board_id,
-                f"{path} cannot be read ({error.strerror})",
-                "put the file back and run the same command again",
-            ) from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> BoardError:
+        return StableBoardError(
+            self.board.board_id,
+            f"{error.filename} cannot be read ({error.strerror})",
+            "put the file back and run the same command again",
+        )
 
     def start(self, session_id: str, specs: Sequence[RunSpec]) -> str:
         """Hand over the runs and detach. Returns "started", "running" or "finished".
@@ -158,11 +227,44 @@ class AgentSession:
         """End the session's worker and whatever it runs; returns when they are gone."""
         self._call("stop", session_id)
 
-    def install(self, artifact_id: str, name: str) -> str | None:
-        """Switch ``name`` to an artifact whose files were pushed. Returns the previous id."""
-        answer = self._json(self._call("install", artifact_id, name)[-1])
-        previous = answer.get("previous")
-        return None if previous is None else str(previous)
+    def install(
+        self, artifact_id: str, name: str, signed: Sequence[str] = ()
+    ) -> tuple[str | None, str | None, str]:
+        """Switch ``name`` to an artifact whose files were pushed.
+
+        signed: blobs of the manifest's signature, the statement and its signature, or nothing.
+        Returns what the name led to before, the signer that the board found, and why it found none.
+        """
+        flag = ("--signed", *signed) if signed else ()
+        answer = self._json(self._call("install", artifact_id, name, *flag)[-1])
+        previous, signer = answer.get("previous"), answer.get("signer")
+        return (
+            None if previous is None else str(previous),
+            None if signer is None else str(signer)[:200],
+            str(answer.get("note") or "")[:200],
+        )
+
+    def rollback(self, artifact_id: str, name: str) -> Deployed:
+        """Put ``name`` back from an artifact to the version before it; asked twice, once."""
+        return self._deployed(self._json(self._call("rollback", artifact_id, name)[-1]))
+
+    def deployed(self) -> tuple[Deployed, ...]:
+        """What every name leads to on the board."""
+        found = self._json(self._call("deployed")[-1]).get("deployed")
+        if not isinstance(found, list):
+            raise self._error("the agent's list of deployments is not in the agreed form")
+        return tuple(map(self._deployed, found))
+
+    def pin_signers(self, sha256: str, signed: Sequence[str] = ()) -> str:
+        """Hand over allowed_signers, a pushed blob. Returns who decides there: root or pinned."""
+        flag = ("--signed", *signed) if signed else ()
+        return str(self._json(self._call("signers", sha256, *flag)[-1]).get("decides"))[:40]
+
+    def _deployed(self, found: Any) -> Deployed:
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            raise self._error("the agent's deployment is not in the agreed form")
+        ids = (found.get("current"), found.get("previous"))
+        return Deployed(found["name"], *(None if i is None else str(i) for i in ids))
 
     def _argv(self, verb: str, *args: str) -> list[str]:
         return [self.board.python, self._bundle.remote_path, verb, *args]
