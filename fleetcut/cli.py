@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(subparsers)
     _add_compile(subparsers)
     _add_whatif(subparsers)
+    _add_transfer(subparsers)
     _add_ship(subparsers)
     return parser
 
@@ -336,6 +337,51 @@ def _add_whatif(subparsers: Subparsers) -> None:
     parser.add_argument("--draws", type=int, default=2000, metavar="N", help="default: 2000")
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of a share's boards")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also write an HTML page")
+
+
+def _add_transfer(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.transferring import Question, transfer
+
+        question = Question(
+            a.dataset, a.proxy, a.target, a.models, a.campaign, a.work, a.accuracy, a.probes
+        )
+        return transfer(console, question)
+
+    parser = _verb(
+        subparsers,
+        "transfer",
+        "say whether what one board measured holds on another: rank correlation, which of its "
+        "optimal models stay optimal, and which models to measure there next",
+        "fleetcut transfer dataset\n"
+        "         fleetcut transfer dataset --from pi4-01 --to pi5-01 --work build\n"
+        "         fleetcut transfer dataset --from board=pi4-01,runtime=ort --to "
+        "board=pi4-01,runtime=tflite\n"
+        "SIDE: a board, or KEY=VALUE,… of board, runtime, precision, threads, governor, freq_khz.\n"
+        "docs/transfer.md says when to use it.",
+        handler,
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of fleetcut export")
+    parser.add_argument("--from", dest="proxy", metavar="SIDE", help="the board that was measured")
+    parser.add_argument(
+        "--to", dest="target", metavar="SIDE", help="the board that was hardly measured, or is new"
+    )
+    parser.add_argument(
+        "--models", default="*", metavar="PATTERN", help="only models named so, such as 'resnet-*'"
+    )
+    parser.add_argument("--campaign", action="append", metavar="ID", help="only these campaigns")
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER",
+        help="of fleetcut compile: the models' shapes sharpen the predictions, and what is to be "
+        "measured is written there as a campaign",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accuracy", type=Path, metavar="FILE",
+        help="YAML or JSON, NAME: accuracy (default: with --work, multiply-accumulates)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probes", type=int, default=10, metavar="N", help="models to name at most (default: 10)"
+    )
 
 
 def _add_ship(subparsers: Subparsers) -> None:
