@@ -5,8 +5,9 @@ Input: the spec's condition, states and samples of one run. Output: Verdict.
 - THROTTLED when the board is throttled during or after and was not before. A board that is capped
   throughout, by a low battery or its firmware, is in a state that the fleet knows and may be
   measured in; a cap that comes during the run makes one number of two states.
-- CLOCK_DRIFTED when the *measured* clock before and after the timed loop differs by more than 5 %.
-  The reported one is not asked: it is what was requested.
+- CLOCK_DRIFTED when the *measured* clock fell by more than 5 % from before to after the timed loop;
+  or rose by more, and the latencies fell with it: a reading errs to the low side alone, so a low
+  one before the loop needs a witness. The reported clock is not asked: it is what was requested.
 - UNDER_VOLTAGE when the supply was too weak at any reading: no state that anybody asks for, and
   one that comes and goes with the load (raspberrypi.com/documentation, "vcgencmd get_throttled").
 - LEFT_BAND when a reading of the timed loop lies outside the heat that the spec asked for, or one
@@ -26,6 +27,7 @@ Input: the spec's condition, states and samples of one run. Output: Verdict.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Optional, Sequence, Tuple
 
 from device_agents.contract import BoardState, Condition, Reason, Verdict
@@ -73,7 +75,7 @@ def judge(condition: Condition, run: Observed) -> Verdict:
     found = {
         Reason.THROTTLED: run.before.throttled is not True
         and any(state.throttled for state in run.states[1:]),
-        Reason.CLOCK_DRIFTED: drifted(run.warm.effective_freq_khz, run.after.effective_freq_khz),
+        Reason.CLOCK_DRIFTED: _clock_moved(run),
         Reason.UNDER_VOLTAGE: any(state.under_voltage for state in run.states),
         Reason.LEFT_BAND: _left_heat(condition, run)
         or _left_power(condition, run.states[1:])
@@ -93,6 +95,18 @@ def drifted(before_khz: Optional[int], after_khz: Optional[int]) -> bool:
     if before_khz is None or after_khz is None:
         return False
     return abs(after_khz - before_khz) > CLOCK_DRIFT_FRACTION * before_khz
+
+
+def _clock_moved(run: Observed) -> bool:
+    """Of a rise the last quarter of the latencies must show half at least."""
+    warm_khz, after_khz = run.warm.effective_freq_khz, run.after.effective_freq_khz
+    if warm_khz is None or after_khz is None or not drifted(warm_khz, after_khz):
+        return False
+    quarter = max(1, len(run.latency_ns) // 4)
+    first_ns, last_ns = (
+        median(part) for part in (run.latency_ns[:quarter], run.latency_ns[-quarter:])
+    )
+    return after_khz < warm_khz or first_ns / last_ns - 1 >= (after_khz / warm_khz - 1) / 2
 
 
 def _left_heat(condition: Condition, run: Observed) -> bool:

@@ -51,6 +51,14 @@ def test_the_measured_clock(after_khz, drifts):
     assert (Reason.CLOCK_DRIFTED in reasons(run)) is drifts
 
 
+@pytest.mark.parametrize(("last_ns", "drifts"), [(100, False), (97, False), (95, True)])
+def test_a_clock_that_rose_is_believed_when_the_latencies_fell(last_ns, drifts):
+    """A reading disturbed before the loop is too low, and called a fifth of calm runs drifted."""
+    low = replace(CALM, effective_freq_khz=1_380_000)
+    run = replace(RUN, warm=low, latency_ns=(100,) * 6 + (last_ns,) * 2)
+    assert (Reason.CLOCK_DRIFTED in reasons(run)) is drifts
+
+
 def test_a_clock_that_was_idle_before_the_load_does_not_count():
     assert reasons(replace(RUN, before=replace(CALM, effective_freq_khz=600_000))) == ()
 
