@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Set
 
+from device_agents.cache import needed_by_sessions
 from device_agents.contract import CodecError, Manifest
 from device_agents.errors import AgentError
 from device_agents.files import fsync_folder, remove_tree, sha256_file
@@ -126,10 +127,10 @@ def tidy(home: Home) -> None:
             continue
         doomed = _named_by(home, {folder.name}) - needed
         remove_tree(folder)
-        for sha256 in doomed:
-            if not _asked_for(home, sha256):
-                with contextlib.suppress(FileNotFoundError):
-                    home.blob(sha256).unlink()
+        # A session that is kept here may be about to measure what it names.
+        for sha256 in doomed - needed_by_sessions(home) if doomed else ():
+            with contextlib.suppress(FileNotFoundError):
+                home.blob(sha256).unlink()
 
 
 def _named_by(home: Home, artifact_ids: Set[str]) -> Set[str]:
@@ -142,15 +143,6 @@ def _named_by(home: Home, artifact_ids: Set[str]) -> Set[str]:
             manifest: Manifest = home.manifest(artifact_id)
             found |= {artifact_id, *(entry.sha256 for entry in manifest.files)}
     return found
-
-
-def _asked_for(home: Home, sha256: str) -> bool:
-    """Whether a session that is kept here names the blob: it may be about to measure it."""
-    for path in home.sessions.glob("*/specs.jsonl"):
-        with contextlib.suppress(OSError):
-            if sha256.encode("ascii") in path.read_bytes():
-                return True
-    return False
 
 
 def _target(home: Home, name: str) -> Optional[str]:

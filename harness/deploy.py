@@ -1,18 +1,21 @@
-"""Put an artifact on boards: pushed by hash, checked there, switched at once.
+"""Put an artifact on boards: pushed by hash, checked there, switched at once; and put it back.
 
-Input: an artifact folder and an AgentSession. Output: LocalArtifact, Deployment.
+Input: an artifact folder, who may sign, and an AgentSession. Output: LocalArtifact, Deployment.
 Raises BoardError, and ArtifactFolderError for a folder that is not what its manifest says.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from device_agents.contract import (
+    ArtifactFile,
     CodecError,
     Manifest,
     Release,
@@ -22,6 +25,18 @@ from device_agents.contract import (
 from device_agents.contract.codec import from_plain, parse_object
 from harness.errors import HarnessError
 from harness.session import AgentSession
+from harness.signing import (
+    SIGNATURE_FILES,
+    Signed,
+    check,
+    hash_of,
+    signed_artifact,
+    signed_signers,
+)
+
+_MANIFEST = "manifest.json"
+_RELEASE = "release.json"
+_BESIDE = {_MANIFEST, _RELEASE, *SIGNATURE_FILES}
 
 
 class ArtifactFolderError(HarnessError):
@@ -30,36 +45,58 @@ class ArtifactFolderError(HarnessError):
 
 @dataclass(frozen=True)
 class LocalArtifact:
-    """A checked artifact folder. artifact_id: SHA-256 of manifest.json's bytes."""
+    """A checked artifact folder. artifact_id: SHA-256 of manifest.json's bytes.
+
+    signed: the signatures beside the manifest, which ``vouched`` checks; None: unsigned.
+    """
 
     folder: Path
     artifact_id: str
     manifest: Manifest
+    signed: Signed | None = None
 
     @property
     def name(self) -> str:
-        """What it is deployed as: one link on a board for each network and kind."""
-        # A network of the user's own is called module:factory, which is no file's name.
-        return re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.manifest.network}-{self.manifest.kind}")
+        """What it is deployed as: as its signer says, else by network, kind and precision."""
+        if self.signed is not None:
+            return self.signed.statement.name
+        return default_name(self.manifest)
 
     def blobs(self) -> dict[str, Path]:
         """sha256 → file of everything a board needs, the manifest under the artifact's id."""
         files = {entry.sha256: self.folder / entry.name for entry in self.manifest.files}
-        return {**files, self.artifact_id: self.folder / "manifest.json"}
+        return {**files, self.artifact_id: self.folder / _MANIFEST}
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """An artifact that a board now runs under its name. previous: the one that it ran before."""
+    """An artifact that a board now runs under its name. previous: the one that it ran before.
+
+    signer: whom the board found to have signed it; None where it could ask nobody: ``note``.
+    """
 
     board_id: str
+    name: str
     artifact_id: str
     previous: str | None
+    signer: str | None
+    note: str
+
+
+def default_name(manifest: Manifest) -> str:
+    """Network, kind and, where it is not fp32, precision."""
+    precision = manifest.target.precision
+    suffix = "" if precision == "fp32" else f"-{precision}"
+    # A network of the user's own is called module:factory, which is no file's name.
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{manifest.network}-{manifest.kind}{suffix}")
 
 
 def load_artifact(folder: Path) -> LocalArtifact:
-    """Read and check every byte of an artifact. Raises ArtifactFolderError naming the file."""
-    path = folder / "manifest.json"
+    """Read and check every byte of an artifact. Raises ArtifactFolderError naming the file.
+
+    SigningError where signatures lie there that cannot be read; ``vouched`` checks whose they are.
+    """
+    path = folder / _MANIFEST
     try:
         data = path.read_bytes()
         manifest = from_plain(Manifest, parse_object(data))
@@ -71,28 +108,68 @@ def load_artifact(folder: Path) -> LocalArtifact:
         raise ArtifactFolderError(f"{path}: {error}. Next: fleetcut compile") from None
     if canonical_json(manifest) != data:
         raise ArtifactFolderError(f"{path}: is not in canonical form. Next: fleetcut compile")
-    artifact = LocalArtifact(folder, hashlib.sha256(data).hexdigest(), manifest)
+    artifact_id = hashlib.sha256(data).hexdigest()
     for entry in manifest.files:
-        _check_file(folder / entry.name, entry.sha256)
-    if len(folder.name) == 64 and folder.name != artifact.artifact_id:
+        _check_file(folder / entry.name, entry)
+    for name in sorted(_names(folder) - {entry.name for entry in manifest.files} - _BESIDE):
+        raise _differs(folder / name, "is not in the manifest")
+    if len(folder.name) == 64 and folder.name != artifact_id:
         raise ArtifactFolderError(
-            f"{folder}: its manifest belongs to {artifact.artifact_id[:12]}. Next: fleetcut compile"
+            f"{folder}: its manifest belongs to {artifact_id[:12]}. Next: fleetcut compile"
         )
-    return artifact
+    return LocalArtifact(folder, artifact_id, manifest, signed_artifact(folder))
 
 
-def _check_file(path: Path, sha256: str) -> None:
+def _check_file(path: Path, entry: ArtifactFile) -> None:
+    if path.is_symlink():
+        raise _differs(path, "is a link")
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hash_of(path)
     except OSError as error:
         raise ArtifactFolderError(
             f"{path}: cannot be read ({error.strerror}). Next: fleetcut compile"
         ) from None
-    if found != sha256:
-        raise ArtifactFolderError(
-            f"{path}: has hash {found[:12]}, its manifest says {sha256[:12]}. "
-            "Next: fleetcut compile makes it anew; do not ship this copy"
-        )
+    if found != entry.sha256:
+        raise _differs(path, f"has hash {found[:12]}, its manifest says {entry.sha256[:12]}")
+    if path.stat().st_size != entry.size_bytes:
+        raise _differs(path, f"has not the {entry.size_bytes} bytes that its manifest says")
+
+
+def _names(folder: Path) -> set[str]:
+    """Every file, link and empty folder below it, relative."""
+    found = set()
+    for top, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(top, name).is_symlink()]
+        if not folders and not files and Path(top) != folder:
+            found.add(Path(top).relative_to(folder).as_posix())
+        found |= {Path(top, name).relative_to(folder).as_posix() for name in (*files, *links)}
+    return found
+
+
+def _differs(path: Path, fact: str) -> ArtifactFolderError:
+    return ArtifactFolderError(
+        f"{path}: {fact}. Next: fleetcut compile makes it anew; do not ship this copy"
+    )
+
+
+def require_names_apart(artifacts: Sequence[LocalArtifact]) -> None:
+    """Raises ArtifactFolderError where two artifacts would take each other's place on a board."""
+    for name, count in Counter(artifact.name for artifact in artifacts).items():
+        if count > 1:
+            raise ArtifactFolderError(
+                f"{count} artifacts are called {name!r}. Next: deploy one of them, or give each a "
+                "name of its own: fleetcut sign ARTIFACT --name NAME"
+            )
+
+
+def vouched(artifacts: Sequence[LocalArtifact], signers: Path | None) -> tuple[str | None, ...]:
+    """Who signed each artifact; None throughout where no signers are configured.
+
+    signers: an allowed_signers file. Raises SigningError for one that none of them signed.
+    """
+    if signers is None:
+        return tuple(None for _ in artifacts)
+    return tuple(check(a.folder, a.artifact_id, a.signed, signers) for a in artifacts)
 
 
 def refuse_refused(artifact: LocalArtifact) -> None:
@@ -100,14 +177,14 @@ def refuse_refused(artifact: LocalArtifact) -> None:
 
     One that was never verified passes: it has to reach a board to be proven there.
     """
-    path = artifact.folder / "release.json"
+    path = artifact.folder / _RELEASE
     try:
         release = decode(Release, path.read_bytes())
     except FileNotFoundError:
         return
     except (OSError, CodecError) as error:
         raise ArtifactFolderError(f"{path}: {error}. Next: fleetcut verify") from None
-    if release.state != "released":
+    if release.state == "refused":
         reasons = "; ".join(f"{p.board_id}: {p.reason}" for p in release.proofs if p.reason)
         raise ArtifactFolderError(
             f"{artifact.folder}: was refused ({reasons}). Next: mend that and compile anew, or "
@@ -115,14 +192,43 @@ def refuse_refused(artifact: LocalArtifact) -> None:
         )
 
 
-def deploy(agent: AgentSession, artifacts: Sequence[LocalArtifact]) -> tuple[Deployment, ...]:
+def deploy(
+    agent: AgentSession, artifacts: Sequence[LocalArtifact], signers: Path | None = None
+) -> tuple[Deployment, ...]:
     """Push by hash, check on the board, switch; for each artifact in turn.
 
-    Raises BoardError; a board that fails keeps what it had.
+    signers: the first ones that a board is given are those it asks for from then on.
+    Raises BoardError; a board that fails keeps what it had. Asked again, it goes on.
     """
-    agent.push_blobs({k: v for artifact in artifacts for k, v in artifact.blobs().items()})
+    blobs = {k: v for artifact in artifacts for k, v in artifact.blobs().items()}
+    for artifact in artifacts:
+        if artifact.signed is not None:
+            blobs |= artifact.signed.blobs()
+    change = None
+    if signers is not None:
+        change = signed_signers(signers)
+        blobs |= {hash_of(signers): signers, **(change.blobs() if change else {})}
+    agent.push_blobs(blobs)
+    if signers is not None:
+        agent.pin_signers(hash_of(signers), change.hashes() if change else ())
     deployments = []
     for artifact in artifacts:
-        previous = agent.install(artifact.artifact_id, artifact.name)
-        deployments.append(Deployment(agent.board.board_id, artifact.artifact_id, previous))
+        hashes = artifact.signed.hashes() if artifact.signed else ()
+        previous, signer, note = agent.install(artifact.artifact_id, artifact.name, hashes)
+        board_id = agent.board.board_id
+        deployments.append(
+            Deployment(board_id, artifact.name, artifact.artifact_id, previous, signer, note)
+        )
     return tuple(deployments)
+
+
+def roll_back(agent: AgentSession, name: str, artifact_id: str | None = None) -> str | None:
+    """Put ``name`` back to the version before. Returns the id that runs now.
+
+    artifact_id: only away from this one; a board that runs another is left as it is.
+    None where the board has nothing of that name.
+    """
+    now = {found.name: found for found in agent.deployed()}.get(name)
+    if now is None or now.current is None:
+        return None
+    return agent.rollback(artifact_id or now.current, name).current

@@ -51,10 +51,14 @@ class Board:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The rack, in the file's order."""
+    """The rack, in the file's order.
+
+    allowed_signers: whose artifacts may be deployed, in ssh-keygen's format; None: anybody's.
+    """
 
     path: Path
     boards: tuple[Board, ...]
+    allowed_signers: Path | None = None
 
     def board(self, board_id: str) -> Board:
         """The board of that id. Raises HarnessError naming those that exist."""
@@ -113,6 +117,7 @@ class _InventoryFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = Field(examples=[1])
+    allowed_signers: str | None = Field(default=None, min_length=1, examples=["allowed_signers"])
     boards: list[_BoardEntry] = Field(
         min_length=1, examples=["a list, each entry with a board_id of its own"]
     )
@@ -129,20 +134,24 @@ class _InventoryFile(BaseModel):
 
 
 def load_inventory(path: Path) -> Inventory:
-    """The inventory at ``path``; key files are taken relative to it. Raises DocumentError."""
+    """The inventory at ``path``; files it names are taken relative to it. Raises DocumentError."""
     document = read_document(path, _InventoryFile)
-    return Inventory(path, tuple(_board(path, entry) for entry in document.boards))
+    signers = document.allowed_signers
+    return Inventory(
+        path,
+        tuple(_board(path, entry) for entry in document.boards),
+        None if signers is None else _file(path, signers, "allowed_signers"),
+    )
+
+
+def _file(path: Path, named: str, what: str) -> Path:
+    try:
+        return (path.parent / Path(named).expanduser()).absolute()
+    except RuntimeError:
+        raise DocumentError(path, None, f"{what} has no such home", "Write a full path") from None
 
 
 def _board(path: Path, entry: _BoardEntry) -> Board:
-    key_file = None
-    if entry.key_file is not None:
-        try:
-            key_file = (path.parent / Path(entry.key_file).expanduser()).absolute()
-        except RuntimeError:
-            raise DocumentError(
-                path, None, f"{entry.board_id}: key_file has no such home", "Write a full path"
-            ) from None
     return Board(
         board_id=entry.board_id,
         model=entry.model,
@@ -150,7 +159,9 @@ def _board(path: Path, entry: _BoardEntry) -> Board:
         port=entry.port,
         user=entry.user,
         host_key_sha256=entry.host_key_sha256,
-        key_file=key_file,
+        key_file=None
+        if entry.key_file is None
+        else _file(path, entry.key_file, f"{entry.board_id}: key_file"),
         python=entry.python,
         exclusive_group=entry.exclusive_group,
         simulated=entry.simulated,
