@@ -27,8 +27,10 @@ class Lock:
 
     def sign(self, **holder: Any) -> None:
         """Write who holds the lock, for a reader of the file."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps(holder).encode("utf-8"), 0)
+        text = json.dumps(holder).encode("utf-8")
+        # Written over what stands there and only then cut: a full disk has room for that.
+        os.pwrite(self.fd, text, 0)
+        os.ftruncate(self.fd, len(text))
 
     def release(self) -> None:
         os.close(self.fd)

@@ -1,14 +1,14 @@
 """The agent's command line: one verb, JSON lines on stdout, everything else on stderr.
 
-Input: argv. Output: exit status 0 done, 1 a check failed, 2 usage, 3 the board is busy.
+Input: argv. Output: exit status 0 done, 1 a check failed, 2 usage, 3 the board is busy, 4 the
+lease has ended.
 The real stdout is put aside first, so that no library's print can break a JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
+import functools
 import json
 import os
 import sys
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from device_agents import cache, checks, deployments, sessions
+from device_agents.archive import own_archive, own_sha256
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
 from device_agents.conversation import Outcome, serve
 from device_agents.errors import AgentError
+from device_agents.fence import parse_fence, passed
 from device_agents.home import Home, checked_sha256
 from device_agents.install import install
 from device_agents.platforms import select
@@ -89,9 +91,12 @@ def _run(argv: List[str], out: Output) -> int:
     home = Home(Path(args.home).expanduser().absolute())
     root = Root(Path(args.root).absolute())
     verb: Callable[[argparse.Namespace, Home, Root, Output], int] = args.run
-    return verb(args, home, root, out)
+    fence = None if args.fence is None else parse_fence(args.fence)
+    with passed(home, fence):
+        return verb(args, home, root, out)
 
 
+@functools.lru_cache(maxsize=None)
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="agent.pyz", description="Measures neural networks on this board.")
     _folders(parser, "~/.fleetcut", os.environ.get("FLEETCUT_BOARD_ROOT") or "/")
@@ -145,8 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "start":
             verb.add_argument("--specs", metavar="FILE", help="incoming/FILE holds the runs")
         verb.set_defaults(run=run)
+    parser.add_argument("--fence", metavar="LAB:TOKEN", help="the lease under which this is asked")
     for verb in verbs.choices.values():
         _folders(verb, argparse.SUPPRESS, argparse.SUPPRESS)
+        verb.add_argument("--fence", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -267,7 +274,7 @@ def _start(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
     home.create()
     if args.specs is not None:
         sessions.take_specs(home, args.session, args.specs)
-    answer = sessions.start(home, root, args.session, own_sha256())
+    answer = sessions.start(home, root, args.session, own_sha256(), args.fence)
     out.json(answer)
     return BUSY if answer["state"] == "busy" else 0
 
@@ -293,19 +300,3 @@ def _ack(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
 def _stop(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
     out.json({"session": args.session, "state": sessions.stop(home, args.session)})
     return 0
-
-
-def own_archive() -> Optional[str]:
-    """The file that this agent runs from; None where it runs from sources."""
-    loader = getattr(sys.modules["__main__"], "__loader__", None)
-    archive: Optional[str] = getattr(loader, "archive", None)
-    return archive
-
-
-def own_sha256() -> str:
-    """The hash of the file this agent runs from; "source" when it is no such file."""
-    archive = own_archive()
-    if archive is not None:
-        with contextlib.suppress(OSError):
-            return hashlib.sha256(Path(archive).read_bytes()).hexdigest()
-    return "source"

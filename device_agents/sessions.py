@@ -41,25 +41,35 @@ def take_specs(home: Home, session_id: str, file_name: str) -> None:
     fsync_folder(folder)
 
 
-def start(home: Home, root: Root, session_id: str, agent_sha256: str) -> Answer:
-    """Detach a worker unless there is one or nothing is left to do. "busy" names who holds it."""
+def start(
+    home: Home, root: Root, session_id: str, agent_sha256: str, fence: Optional[str] = None
+) -> Answer:
+    """Detach a worker unless there is one or nothing is left to do.
+
+    "busy" names who holds the board, with the fence under which that was started.
+    """
     folder = _folder(home, session_id)
     specs = read_specs(folder / "specs.jsonl")
     own = acquire(folder / "worker.lock")
     if own is None:
         pid = holder(folder / "worker.lock").get("pid")
         return {"session": session_id, "state": "running", "pid": pid}
-    if _all_done(folder, [spec.run_id for spec in specs]):
-        own.release()
-        return {"session": session_id, "state": "finished", "pid": None}
-    board = acquire(home.board_lock)
-    if board is None:
-        own.release()
-        return {"state": "busy", "session": holder(home.board_lock).get("session")}
-    session = Session(home, root, folder, specs, agent_sha256, (board, own))
-    pid = detach(lambda pid: work(session, pid), {board.fd, own.fd}, str(folder / "worker.log"))
-    for lock in session.locks:  # the daemon's now: this process may live on, see conversation
-        lock.release()
+    locks = [own]
+    try:
+        if _all_done(folder, [spec.run_id for spec in specs]):
+            return {"session": session_id, "state": "finished", "pid": None}
+        board = acquire(home.board_lock)
+        if board is None:
+            found = holder(home.board_lock)
+            return {"state": "busy", "session": found.get("session"), "fence": found.get("fence")}
+        locks.insert(0, board)
+        # At once: who comes now and finds the board held has to read by whom.
+        board.sign(session=session_id, fence=fence)
+        session = Session(home, root, folder, specs, agent_sha256, (board, own), fence)
+        pid = detach(lambda pid: work(session, pid), {board.fd, own.fd}, str(folder / "worker.log"))
+    finally:
+        for lock in locks:  # the daemon's now: this process may live on, see conversation
+            lock.release()
     return {"session": session_id, "state": "started", "pid": pid}
 
 

@@ -45,7 +45,10 @@ _REBOOTS = 2
 
 @dataclass(frozen=True)
 class Session:
-    """What a worker is given. locks: the board's, then the session's; released in that order."""
+    """What a worker is given. locks: the board's, then the session's; released in that order.
+
+    fence: of the lease under which it was started.
+    """
 
     home: Home
     root: Root
@@ -53,6 +56,7 @@ class Session:
     specs: Tuple[RunSpec, ...]
     agent_sha256: str
     locks: Tuple[Lock, ...]
+    fence: Optional[str] = None
 
 
 def read_specs(path: Path) -> Tuple[RunSpec, ...]:
@@ -81,7 +85,7 @@ def read_specs(path: Path) -> Tuple[RunSpec, ...]:
 def work(session: Session, pid: int) -> None:
     """Measure, in the daemon. Ends early, journal whole and board restored, on SIGTERM."""
     for lock in session.locks:
-        lock.sign(session=session.folder.name, pid=pid)
+        lock.sign(session=session.folder.name, pid=pid, fence=session.fence)
     stop_fd = _stop_on_signal()
     try:
         _Worker(session, stop_fd).run()

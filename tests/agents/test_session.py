@@ -146,7 +146,7 @@ def test_a_board_times_one_session_at_once(agent, stub, gate):
         arrived.readline()
         answer = agent.start("second", runs)
         assert answer.status == 3
-        assert answer.lines == [{"state": "busy", "session": "first"}]
+        assert answer.lines == [{"state": "busy", "session": "first", "fence": None}]
         gate.let_go()
     agent.follow("first")
     assert agent.start("second", runs).lines[0]["state"] == "started"
