@@ -21,7 +21,9 @@ from device_agents.contract.codec import CodecError, from_plain, parse_object
 
 MANIFEST = "manifest.json"
 RELEASE = "release.json"
-"""Added by the harness beside the artifact: what boards measured, no part of its identity."""
+SIGNATURES = ("manifest.json.sig", "statement.json", "statement.json.sig")
+"""Added by the harness beside the artifact: what boards measured, and who vouches for it; no part
+of its identity."""
 
 GOLDEN_INPUT = "golden_input.bin"
 GOLDEN_OUTPUT = "golden_output.bin"
@@ -42,7 +44,8 @@ class ArtifactError(CompilerError):
 class Provenance:
     """Where a built model comes from: the fields of Manifest that no builder can know.
 
-    accuracy: fraction of the held-out set, 0..1. predicted_ms_by_cluster: (cluster label, ms).
+    accuracy: fraction of the held-out set, 0..1. predicted_ms_by_cluster: (cluster label, ms);
+    predicted_interval_ms_by_cluster: (cluster label, lower, upper); predicted_runtime: of both.
     """
 
     network: str
@@ -53,6 +56,8 @@ class Provenance:
     dataset_sha256: str
     recipe_sha256: str
     seed: int
+    predicted_interval_ms_by_cluster: tuple[tuple[str, float, float], ...] = ()
+    predicted_runtime: str = ""
 
 
 def write_artifact(out: Path, built: BuiltModel, provenance: Provenance) -> Artifact:
@@ -84,7 +89,7 @@ def read_artifact(folder: Path) -> Artifact:
     name = folder.resolve().name
     if artifact.artifact_id != name:
         raise _refused(folder, MANIFEST, f"has id {artifact.artifact_id}, the folder is {name}")
-    present = _names(folder) - {MANIFEST, RELEASE}
+    present = _names(folder) - {MANIFEST, RELEASE, *SIGNATURES}
     expected = {entry.name for entry in artifact.manifest.files}
     for extra in sorted(present - expected):
         raise _refused(folder, extra, "is not in the manifest")
@@ -123,6 +128,8 @@ def _fill(staging: Path, built: BuiltModel, provenance: Provenance) -> Artifact:
         recipe_sha256=provenance.recipe_sha256,
         seed=provenance.seed,
         tool_versions=built.tool_versions,
+        predicted_interval_ms_by_cluster=provenance.predicted_interval_ms_by_cluster,
+        predicted_runtime=provenance.predicted_runtime,
     )
     _add(staging, MANIFEST, canonical_json(manifest))
     return Artifact(manifest)

@@ -17,7 +17,7 @@ from compiler import weights
 from compiler.artifacts import Provenance, write_artifact
 from compiler.dataset import Runs
 from compiler.fine_tuning import Observe
-from compiler.loading import load_dense, load_splits, slug
+from compiler.loading import load_dense, load_splits, predicted_intervals, slug
 from compiler.proposals import Proposal, ProposedModel, load_proposal, propose
 from compiler.pruning.surgery import slice_network
 from compiler.pruning.widths import PruningPlan
@@ -61,6 +61,7 @@ def emit(
     forms = recipe.forms()
     for name in recipe.networks:
         network, plan = pruned(work, recipe, name)
+        intervals = predicted_intervals(work, name, plan)
         example = load_splits(recipe, name).test_x[:1]
         for role, module in (
             ("dense", load_dense(work, recipe, name).network),
@@ -74,7 +75,9 @@ def emit(
             done, total = len(artifacts) + len(skipped), len(recipe.networks) * len(forms)
             observe("emit", done, total, f"{name} as {kind} {target.precision}")
             try:
-                entry = _artifact(work, recipe, name, network, plan, kind, target, example, runs)
+                entry = _artifact(
+                    work, recipe, name, network, plan, intervals, kind, target, example, runs
+                )
                 artifacts.append(entry)
             except TargetError as error:
                 skipped.append(f"{name}: {error}")
@@ -103,6 +106,7 @@ def _artifact(
     name: str,
     network: nn.Module,
     plan: PruningPlan,
+    intervals: tuple[tuple[str, float, float], ...],
     kind: str,
     target: Target,
     example: torch.Tensor,
@@ -123,6 +127,8 @@ def _artifact(
         dataset_sha256=runs.source_sha256,
         recipe_sha256=recipe.sha256(),
         seed=recipe.seed,
+        predicted_interval_ms_by_cluster=intervals,
+        predicted_runtime=recipe.runtime,
     )
     artifact = write_artifact(work.artifacts, built, provenance)
     return {

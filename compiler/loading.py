@@ -12,10 +12,12 @@ import torch
 
 from compiler import data, networks, weights
 from compiler.dataset import Runs, read_runs
+from compiler.features import physics_features
 from compiler.fine_tuning import Dense
 from compiler.proposals import Proposal
-from compiler.pruning.widths import PruneSpace
+from compiler.pruning.widths import PruneSpace, PruningPlan
 from compiler.recipe import Recipe
+from compiler.surrogates import LatencySurrogate
 from compiler.work import WorkFolder, read_json
 
 
@@ -43,6 +45,20 @@ def load_dense(work: WorkFolder, recipe: Recipe, name: str) -> Dense:
 
 def load_space(work: WorkFolder, name: str) -> PruneSpace:
     return PruneSpace.from_json(work.space(name).read_text(encoding="utf-8"))
+
+
+def predicted_intervals(
+    work: WorkFolder, name: str, plan: PruningPlan
+) -> tuple[tuple[str, float, float], ...]:
+    """(cluster label, lower, upper) of the planned shape in ms: the surrogates' 90 % intervals."""
+    space = load_space(work, name)
+    x = physics_features(space, [list(plan.widths(space))])
+    intervals = []
+    for label, _ in plan.predicted_ms_by_cluster:
+        text = work.surrogate(name, label).read_text(encoding="utf-8")
+        _, lower_ms, upper_ms = LatencySurrogate.from_json(text).predict(x, extrapolate=True)
+        intervals.append((label, float(lower_ms[0]), float(upper_ms[0])))
+    return tuple(intervals)
 
 
 def slug(name: str) -> str:

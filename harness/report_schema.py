@@ -210,7 +210,7 @@ class ArtifactReport:
     network: str
     kind: str
     target: str
-    state: Literal["released", "refused", "not verified"]
+    state: Literal["released", "partial", "refused", "not verified"]
     size_bytes: Count | None = None
     max_abs_err: Annotated[float, Field(ge=0)] | None = None
     proofs: tuple[Proof, ...] = ()

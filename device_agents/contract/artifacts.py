@@ -70,7 +70,10 @@ class Manifest:
     layout; the output is PyTorch's for fp32, the form's own on the workstation for int8.
     max_abs_err: the largest deviation from the PyTorch network on the golden input, as
     measured on the workstation; atol: the bound that a board must keep to golden_output.
-    predicted_ms_by_cluster: (cluster label, ms). accuracy: fraction of the held-out set, 0..1.
+    predicted_ms_by_cluster: (cluster label, ms). predicted_interval_ms_by_cluster: (cluster label,
+    lower, upper), the 90 % interval of the surrogate. predicted_runtime: what it was measured with;
+    of another form of the same network it is no prediction. accuracy: fraction of the held-out
+    set, 0..1. plan_sha256, parent_sha256: of the pruning plan and of the dense network's weights.
     """
 
     network: str
@@ -92,6 +95,10 @@ class Manifest:
     recipe_sha256: str
     seed: int
     tool_versions: Tuple[Tuple[str, str], ...]
+    predicted_interval_ms_by_cluster: Tuple[Tuple[str, float, float], ...] = field(
+        default=(), metadata=ADDED_LATER
+    )
+    predicted_runtime: str = field(default="", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.files]
@@ -123,7 +130,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class BoardProof:
-    """What one board showed when the artifact ran there."""
+    """What one board showed when the artifact ran there.
+
+    measured_ms: the median, measured_lower_ms and measured_upper_ms its 95 % interval; None where
+    nothing was timed, or too little for an interval. predicted_*: of the board's cluster; None
+    where there is none for this form. throttled: whether heat or power slowed the board under it.
+    """
 
     board_id: str
     cluster: Optional[str]
@@ -134,18 +146,38 @@ class BoardProof:
     max_abs_err: Optional[float]
     simulated: bool
     reason: Optional[str] = None
+    measured_lower_ms: Optional[float] = None
+    measured_upper_ms: Optional[float] = None
+    predicted_lower_ms: Optional[float] = None
+    predicted_upper_ms: Optional[float] = None
+    throttled: Optional[bool] = None
+
+
+RELEASED, PARTIAL, REFUSED = "released", "partial", "refused"
 
 
 @dataclass(frozen=True)
 class Release:
-    """Whether an artifact may ship: "released" only when every proof passed."""
+    """Whether an artifact may ship.
+
+    "released": every proof passed, on a board of every cluster. "partial": every proof passed, but
+    boards of unproven_clusters have not been asked yet. "refused": a proof failed.
+    """
 
     artifact_id: str
     state: str
     proofs: Tuple[BoardProof, ...]
+    unproven_clusters: Tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.state not in ("released", "refused"):
-            raise ValueError(f"release state {self.state!r} is neither released nor refused")
-        if (self.state == "released") != bool(self.proofs and all(p.passed for p in self.proofs)):
-            raise ValueError("released means at least one proof, and that every proof passed")
+        if self.state not in (RELEASED, PARTIAL, REFUSED):
+            raise ValueError(f"release state {self.state!r} is none of released, partial, refused")
+        if self.state != self.earned(self.proofs, self.unproven_clusters):
+            raise ValueError("released means that every proof passed, in every cluster")
+
+    @staticmethod
+    def earned(proofs: Tuple[BoardProof, ...], unproven_clusters: Tuple[str, ...]) -> str:
+        """The state that these proofs give."""
+        if not (proofs and all(proof.passed for proof in proofs)):
+            return REFUSED
+        return PARTIAL if unproven_clusters else RELEASED
