@@ -59,7 +59,7 @@ Heat = Annotated[list[float | None], Field(min_length=2, max_length=2), AfterVal
 Percent = Annotated[float, Field(ge=0, le=100)]
 Charge = Annotated[list[Percent | None], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Source = Literal["mains", "battery"]
-Runtime = Literal["ort", "tflite", "executable"]
+Runtime = Literal["ort", "tflite", "executable", "switchable"]
 Precision = Literal["fp32", "int8"]
 Name = Annotated[str, Field(min_length=1)]
 Frequency = Annotated[int, Field(gt=0)]

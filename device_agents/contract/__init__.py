@@ -18,6 +18,7 @@ from device_agents.contract.records import (
     RunError,
     RunSpec,
     StoppingRule,
+    Switch,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RunError",
     "RunSpec",
     "StoppingRule",
+    "Switch",
     "Target",
     "Verdict",
     "canonical_json",

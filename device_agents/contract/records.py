@@ -7,10 +7,10 @@ Every latency is a raw integer of nanoseconds; conversion to ms happens in compi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
-from device_agents.contract.canonical import canonical_json
+from device_agents.contract.canonical import ADDED_LATER, canonical_json
 from device_agents.contract.conditions import BoardState, Condition, Verdict
 
 
@@ -138,6 +138,20 @@ class RunError:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """A switchable network's change from one sub-network to another, by position, 0 the widest.
+
+    monotonic_ns: when the clock was seen. khz: the clock. took_ns: until the other was ready.
+    """
+
+    monotonic_ns: int
+    khz: int
+    before: int
+    after: int
+    took_ns: int
+
+
+@dataclass(frozen=True)
 class MeasurementRecord:
     """What came of one RunSpec: latencies and a verdict, or an error; exactly one of the two.
 
@@ -151,6 +165,7 @@ class MeasurementRecord:
     threads. cpu_wait_ns: how long its threads were ready to run in it and had to wait for a CPU.
     operators: (operator, mean ns an inference) where the spec asked for it, in order of execution.
     operators_missing: why there are none although the spec asked.
+    switches: of a switchable network, from the end of its golden check on, the first 10,000.
     started_unix_ns: the board's wall clock, for the reader only; nothing is computed from it.
     """
 
@@ -175,6 +190,7 @@ class MeasurementRecord:
     cpu_wait_ns: Optional[int] = None
     operators: Tuple[Tuple[str, int], ...] = ()
     operators_missing: Optional[str] = None
+    switches: Tuple[Switch, ...] = field(default=(), metadata=ADDED_LATER)
     verdict: Optional[Verdict] = None
     error: Optional[RunError] = None
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Mapping, Protocol, Sequence, Tuple
+from typing import Callable, Iterator, List, Mapping, Protocol, Sequence, Tuple, runtime_checkable
 
+from device_agents.contract import Switch
 from device_agents.errors import RunFailedError
+from device_agents.sysfs import Root
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,20 @@ class Runner(Protocol):
         """Give back memory, processes and files."""
 
 
+@runtime_checkable
+class Switching(Protocol):
+    """A Runner that holds several networks and runs the one that the board's clock asks for.
+
+    switches: those since it follows the clock.
+    """
+
+    @property
+    def switches(self) -> Tuple[Switch, ...]: ...
+
+    def follow(self, root: Root, cpufreq_policies: Sequence[str]) -> None:
+        """From now on the clock below root decides; until then the widest network runs."""
+
+
 Loader = Callable[[Path, int, Path], Runner]
 """(model file, threads, folder for temporary files) → Runner. Raises RunFailedError."""
 
@@ -100,5 +116,17 @@ def _executable(model: Path, threads: int, scratch: Path) -> Runner:
     return ExecutableRunner(model, threads, scratch)
 
 
+def _switchable(model: Path, threads: int, scratch: Path) -> Runner:
+    with _numpy_for("onnxruntime"):
+        from device_agents.runtimes.switchable import SwitchableRunner
+
+    return SwitchableRunner(model, threads, scratch)
+
+
 # Imported on use: a board has one or two of them, and the worker itself imports none.
-RUNTIMES: Mapping[str, Loader] = {"ort": _ort, "tflite": _tflite, "executable": _executable}
+RUNTIMES: Mapping[str, Loader] = {
+    "ort": _ort,
+    "tflite": _tflite,
+    "executable": _executable,
+    "switchable": _switchable,
+}

@@ -34,7 +34,7 @@ _DTYPES = {
 }
 _ERRORS_ONLY = 3
 _PROFILE_WARMUPS = 1
-_PROVIDER = "CPUExecutionProvider"
+PROVIDER = "CPUExecutionProvider"
 
 
 class OrtRunner:
@@ -52,7 +52,7 @@ class OrtRunner:
         self.version = str(onnxruntime.__version__)
         self._session = _session(onnxruntime, model, threads)
         self.provider = str(self._session.get_providers()[0])
-        self.provider_asked = _PROVIDER
+        self.provider_asked = PROVIDER
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
         self._feeds: Any = {}
@@ -109,9 +109,8 @@ class OrtRunner:
         self._session = None
 
 
-def _session(
-    onnxruntime: Any, model: Path, threads: int, profile_prefix: Optional[Path] = None
-) -> Any:
+def session_options(onnxruntime: Any, threads: int) -> Any:
+    """How every session of ours runs: in order, on so many threads, which sleep while they wait."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -119,6 +118,13 @@ def _session(
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _session(
+    onnxruntime: Any, model: Path, threads: int, profile_prefix: Optional[Path] = None
+) -> Any:
+    options = session_options(onnxruntime, threads)
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
@@ -126,7 +132,7 @@ def _session(
         # A blob is named by its hash: there is no suffix to tell the formats apart.
         options.add_session_config_entry("session.load_model_format", "ORT")
     try:
-        return onnxruntime.InferenceSession(str(model), sess_options=options, providers=[_PROVIDER])
+        return onnxruntime.InferenceSession(str(model), sess_options=options, providers=[PROVIDER])
     except Exception as error:
         raise RunFailedError(
             "model", f"onnxruntime cannot load it: {error}", "see that its opset fits the board"
