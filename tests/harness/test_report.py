@@ -81,7 +81,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str, said: str) -> N
         (("boards", 0, "latencies", 1, "dense_ci_ms"), [1], "dense_ci_ms"),
         (("summary", "accuracy_dense"), 98.6, "accuracy_dense: .* less than or equal to 1"),
         (("summary", "speedup"), "2.5", "speedup: input should be a valid number"),
-        (("artifacts", 0, "state"), "maybe", "'released', 'refused' or 'not verified'"),
+        (("artifacts", 0, "state"), "maybe", "'released', 'partial', 'refused' or 'not verified'"),
         (("schema_version",), 2, "schema_version: input should be 1"),
         (("provenance", "wall_s"), float("nan"), "wall_s: input should be a finite number"),
     ],
