@@ -15,8 +15,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
+from device_agents.archive import own_archive
 from device_agents.fleetcut_set import run_nvpmodel
 from device_agents.sysfs import Root
 
@@ -80,7 +81,7 @@ def setup_commands() -> List[str]:
     """What a person types on the board, once, to let this user set clocks. For any sh."""
     user = shlex.quote(pwd.getpwuid(os.getuid()).pw_name)
     python = shlex.quote(sys.executable or "python3")
-    archive: Optional[str] = getattr(globals().get("__loader__"), "archive", None)
+    archive = own_archive()
     source = (
         f"{python} {shlex.quote(archive)} helper"
         if archive

@@ -22,22 +22,39 @@ UPLOAD_SILENCE_S = 30.0
 """Longest pause of an upload: a slow SD card flushes for seconds."""
 
 _GREETING_LINES_MAX = 100
-_READY, _PUSH, _DAMAGED = b"fleetcut: ready", b"fleetcut: push", b"fleetcut: damaged"
+_READY, _PUSH, _PUSH_COMPILED = (
+    b"fleetcut: ready", b"fleetcut: push agent", b"fleetcut: push compiled"
+)  # fmt: skip
+_DAMAGED, _NO_PYTHON = b"fleetcut: damaged", b"fleetcut: no python"
+_SAID = (_READY, _PUSH, _PUSH_COMPILED, _DAMAGED, _NO_PYTHON)
 
 # Only fixed text is interpreted: what varies are the arguments. A login's own greeting on stdout
 # is passed over. The agent's bytes are hashed each time before they run.
 _START = """
-hash_of() { sha256sum "$1" 2>/dev/null | cut -c1-64; }
+python=$1 incoming=$2 agent=$3 agent_sha=$4 agent_size=$5
+tag=$6 compiled=$7 compiled_sha=$8 compiled_size=$9
 umask 077
-if [ "$(hash_of "$2")" != "$3" ]; then
+hash_of() { sha256sum "$1" 2>/dev/null | cut -c1-64; }
+take() {  # FILE HASH SIZE: the next SIZE bytes that come in
+  head -c "$3" > "$incoming" || { rm -f "$incoming"; exit 1; }
+  if [ "$(hash_of "$incoming")" != "$2" ]; then
+    rm -f "$incoming"; echo "fleetcut: damaged"; exit 1
+  fi
+  mv -f "$incoming" "$1" || exit 1
+}
+command -v "$python" > /dev/null || { echo "fleetcut: no python"; exit 1; }
+if [ "$(hash_of "$agent")" != "$agent_sha" ]; then
   mkdir -p .fleetcut/incoming .fleetcut/agents || exit 1
-  echo "fleetcut: push"
-  head -c "$4" > "$5" || { rm -f "$5"; exit 1; }
-  if [ "$(hash_of "$5")" != "$3" ]; then rm -f "$5"; echo "fleetcut: damaged"; exit 1; fi
-  mv -f "$5" "$2" || exit 1
+  echo "fleetcut: push agent"
+  take "$agent" "$agent_sha" "$agent_size"
+  if [ "$("$python" -ISc 'import sys; print(sys.implementation.cache_tag)')" = "$tag" ]; then
+    echo "fleetcut: push compiled"
+    take "$compiled" "$compiled_sha" "$compiled_size"
+  fi
 fi
+if [ "$(hash_of "$compiled")" = "$compiled_sha" ]; then export FLEETCUT_COMPILED="$compiled"; fi
 echo "fleetcut: ready"
-exec "$1" "$2" serve
+exec "$python" "$agent" serve
 """
 
 
@@ -105,13 +122,22 @@ class Conversation:
 
 def _started(board: Board, transport: Transport, bundle: Bundle) -> Stream:
     incoming = f".fleetcut/incoming/agent-{secrets.token_hex(8)}"
-    size_bytes = str(len(bundle.data))
-    arguments = (board.python, bundle.remote_path, bundle.sha256, size_bytes, incoming)
+    arguments = (
+        *(board.python, incoming),
+        *(bundle.remote_path, bundle.sha256, str(len(bundle.data))),
+        bundle.cache_tag,
+        *(bundle.compiled_path, bundle.compiled_sha256, str(len(bundle.compiled))),
+    )
     stream = transport.converse(["sh", "-c", _START, "fleetcut", *arguments])
-    said = _greeting(stream, board)
-    if said == _PUSH:
-        stream.send(bundle.data, silence_s=UPLOAD_SILENCE_S)
-        said = _greeting(stream, board)
+    files = {_PUSH: bundle.data, _PUSH_COMPILED: bundle.compiled}
+    while (said := _greeting(stream, board)) in files:
+        stream.send(files[said], silence_s=UPLOAD_SILENCE_S)
+    if said == _NO_PYTHON:
+        raise StableBoardError(
+            board.board_id,
+            f"there is no {board.python} on the PATH of its login",
+            "sudo apt-get install python3 there, or name another in the inventory (python:)",
+        )
     if said == _DAMAGED:
         raise TransientBoardError(
             board.board_id,
@@ -124,7 +150,7 @@ def _started(board: Board, transport: Transport, bundle: Bundle) -> Stream:
 def _greeting(stream: Stream, board: Board) -> bytes:
     for _ in range(_GREETING_LINES_MAX):
         line = stream.line(silence_s=START_SILENCE_S)
-        if line in (_READY, _PUSH, _DAMAGED):
+        if line in _SAID:
             return line
     raise StableBoardError(
         board.board_id,

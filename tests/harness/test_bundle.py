@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 from harness.bundle import build_bundle
 
@@ -37,3 +38,35 @@ def test_it_starts_where_only_the_standard_library_is(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "probe" in done.stdout + done.stderr
+
+
+def start(tmp_path, compiled: Path | str) -> subprocess.CompletedProcess[str]:
+    bundle = build_bundle()
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(bundle.data)
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-v", path, "--home", tmp_path, "has"],
+        env={"FLEETCUT_COMPILED": str(compiled)}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_the_compiled_copy_is_used_by_the_python_it_was_compiled_for(tmp_path):
+    bundle = build_bundle()
+    compiled = tmp_path / Path(bundle.compiled_path).name
+    compiled.write_bytes(bundle.compiled)
+    done = start(tmp_path, compiled)
+    assert done.returncode == 0, done.stderr
+    assert f'zipimporter object "{compiled}' in main_module(done.stderr)
+
+
+def test_a_compiled_copy_of_another_python_is_passed_by(tmp_path):
+    other = tmp_path / "agent.cpython-38.0123456789abcdef.zip"
+    other.write_bytes(b"not even a zip")
+    done = start(tmp_path, other)
+    assert done.returncode == 0, done.stderr
+    assert f'zipimporter object "{tmp_path / "agent.pyz"}' in main_module(done.stderr)
+
+
+def main_module(verbose: str) -> str:
+    """What python -v says of where that module came from."""
+    return next(line for line in verbose.splitlines() if "import 'device_agents.main'" in line)
