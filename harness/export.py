@@ -56,7 +56,7 @@ def export(
     ]
     if not rows:
         raise StoreError(
-            f"{store.path}: no {'' if include_invalid else 'valid '}run of "
+            f"{store.address}: no {'' if include_invalid else 'valid '}run of "
             f"{'any campaign' if campaigns is None else ', '.join(campaigns)}. "
             "Next: fleetcut results"
         )

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness.inventory import Board, Inventory, load_inventory
+from harness.store import StoreAddress
 from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
+from tests.harness import databases
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,21 @@ def board(inventory: Inventory) -> Board:
 def stranger(board: Board) -> Board:
     """The same board under a host key that nobody agreed to."""
     return replace(board, host_key_sha256="SHA256:" + "A" * 43)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[databases.Server]:
+    """A PostgreSQL server of this test run's own."""
+    if reason := databases.missing():
+        pytest.skip(reason)
+    with databases.server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAddress:
+    """A new database of each kind."""
+    if request.param == "sqlite":
+        return tmp_path / "lab.db"
+    server: databases.Server = request.getfixturevalue("postgres")
+    return server.new_database()

@@ -2,80 +2,28 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from device_agents.contract import (
-    BoardState,
-    DeviceProfile,
-    MeasurementRecord,
-    Reason,
-    RunError,
-    RunSpec,
-    Verdict,
-)
-from harness.errors import StoreError
+from device_agents.contract import Reason, RunError, Verdict, encode
+from harness.errors import SelectionError, StoreError
 from harness.export import export
-from harness.store import Store
-
-PROFILE = DeviceProfile(
-    hostname="b1",
-    machine="aarch64",
-    model="Raspberry Pi 4",
-    soc=None,
-    isa_features=("asimd",),
-    cores=4,
-    opp_freqs_khz=(600_000, 1_500_000),
-    memory_bytes=1 << 30,
-    kernel="6.1",
-    os="Debian",
-    glibc="2.36",
-    python="3.11.2",
-    runtime_versions=(("onnxruntime", "1.31.1"),),
-    boot_id="x",
-    simulated=True,
-)
-
-
-def record(
-    repeat: int = 0, *, verdict=Verdict(True), error=None, campaign="c"
-) -> MeasurementRecord:
-    spec = RunSpec(campaign, "b1", "f" * 64, "ort", repeat=repeat)
-    return MeasurementRecord(
-        spec=spec,
-        profile_sha256=PROFILE.sha256(),
-        agent_sha256="a",
-        boot_id="x",
-        simulated=True,
-        started_unix_ns=1,
-        states=(
-            BoardState(
-                1,
-                temp_c_by_zone=(("cpu", 50.0), ("gpu", None)),
-                governor="ondemand",
-                effective_freq_khz=1_500_000,
-                battery_pct=80.0,
-                power_mw=2000,
-            ),
-            BoardState(2, power_mw=9000),
-            BoardState(3, temp_c_by_zone=(("cpu", 60.5),), power_mw=5000),
-            BoardState(4, power_mw=None),
-            BoardState(5, power_mw=5200),
-            BoardState(6, effective_freq_khz=1_400_000, power_mw=3000),
-        ),
-        runtime_version="onnxruntime 1.31.1",
-        peak_rss_bytes=70_000_000,
-        latency_ns=() if error else (3_000_000, 1_000_000, 2_000_000),
-        verdict=None if error else verdict,
-        error=error,
-    )
+from harness.store import BaselineCell, Query, Store, address_of, is_there
+from tests.harness.store_samples import PROFILE, record
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = Store(tmp_path / "lab.db")
+def store(address):
+    opened = Store(address)
     opened.add_profile(PROFILE)
     yield opened
     opened.close()
@@ -151,6 +99,163 @@ def test_nothing_to_export_says_so_and_foreign_folders_are_left_alone(store, tmp
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_queries_by_campaign_board_model_validity_and_time(store):
+    store.add(record(0), "net")
+    middle_ns = time.time_ns()
+    store.add(record(1, verdict=Verdict(False, (Reason.THROTTLED,))), "net")
+    store.add(record(2, error=RunError("timeout", "x", "y"), campaign="other"), "nets")
+
+    def repeats(**asked):
+        return [run.record.spec.repeat for run in store.find(Query(**asked))]
+
+    assert repeats() == [0, 1, 2]
+    assert repeats(campaign_ids=("c",)) == [0, 1]
+    assert repeats(board_ids=("b2",)) == []
+    assert repeats(models=("net",)) == [0, 1]
+    assert repeats(models=("ffffffff",)) == [0, 1, 2]
+    assert repeats(models=("ffff%",)) == []
+    assert repeats(valid=True) == [0]
+    assert repeats(valid=False) == [1, 2]
+    assert repeats(since_unix_ns=middle_ns) == [1, 2]
+    assert repeats(campaign_ids=("c",), valid=False, since_unix_ns=middle_ns) == [1]
+    newest = store.summaries_of(Query(models=("net", "nets")), limit=1)
+    assert [(row.model_name, row.campaign_id) for row in newest] == [("nets", "other")]
+
+
+def test_counts_by_board_model_and_kind(store):
+    for repeat in range(3):
+        store.add(record(repeat), "net")
+    store.add(record(3, verdict=Verdict(False, (Reason.THROTTLED,))), "net")
+    store.add(record(4, error=RunError("timeout", "x", "y")), "net")
+    assert store.counts() == {
+        ("b1", "net", "valid"): 3,
+        ("b1", "net", "invalid"): 1,
+        ("b1", "net", "failed"): 1,
+    }
+
+
+def test_baselines_are_set_and_moved(store):
+    a, b = BaselineCell("b1", "model=net"), BaselineCell("b2", "model=net")
+    store.set_baselines("nightly", {a: "n1", b: "n1"})
+    store.set_baselines("nightly", {b: "n2"})
+    store.set_baselines("nightly", {})
+    assert store.baselines("nightly") == {a: "n1", b: "n2"}
+    assert store.baselines("other") == {}
+
+
+def test_what_a_board_says_of_its_error_can_always_be_stored(store):
+    """NUL and half a surrogate pair are legal in JSON, and in no database's text."""
+    store.add(record(error=RunError("crashed", "core\x00 dumped \ud800" + "ü" * 300, "y")), "net")
+    (row,) = store.summaries()
+    assert row.outcome.startswith("crashed: core  dumped ?ü")
+    assert len(row.outcome) == 200
+    (run,) = store.runs()
+    assert "\x00" in run.record.error.fact
+
+
+def test_latencies_of_seconds_fit(store):
+    slow = replace(record(), latency_ns=(7_000_000_000,))
+    store.add(slow, "net")
+    assert store.summaries()[0].p50_ns == 7_000_000_000
+
+
+ADDER = """
+import sys
+from device_agents.contract import MeasurementRecord, decode
+from harness.store import Store, address_of
+records = [decode(MeasurementRecord, line) for line in sys.stdin]
+store = Store(address_of(sys.argv[1]))
+print(sum(store.add(record, "net") for record in records))
+"""
+
+
+def test_processes_that_open_make_and_fill_one_database_at_once(address):
+    """They race for the tables too: the database is empty when they start."""
+    records = "".join(encode(record(repeat)) + "\n" for repeat in range(40))
+    text = str(address) if isinstance(address, Path) else address.render_as_string(False)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADDER, text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    with ThreadPoolExecutor(len(processes)) as pool:
+        added = [int(out) for out, _ in pool.map(lambda p: p.communicate(records), processes)]
+    assert sum(added) == 40
+    store = Store(address)
+    try:
+        assert sorted(run.record.spec.repeat for run in store.runs()) == list(range(40))
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def secret(postgres):
+    """The URL of a new database, and what must never be shown of it."""
+    url = postgres.new_database()
+    return url, str(url.password)
+
+
+def test_a_server_that_refuses_or_is_gone_is_an_error_without_the_password(secret):
+    url, password = secret
+    wrong = url.set(password=password[::-1])
+    gone = url.set(port=1)
+    for address in (wrong, gone, url.set(database="nowhere")):
+        with pytest.raises(StoreError, match="Next: see that the server runs") as caught:
+            Store(address)
+        text = "".join(traceback.format_exception(caught.value))
+        assert address.password not in str(caught.value)
+        assert address.password not in text
+        assert f":***@127.0.0.1:{address.port}/" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://lab:hunter2@h:99x/db",
+        "postgresql://lab:hunter2@h",
+        "mysql://lab:hunter2@h/db",
+        "postgresql+asyncpg://lab:hunter2@h/db",
+        "postgresql://lab@h/db?password=hunter2",
+        "hunter2://",
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_without_showing_its_password(text):
+    with pytest.raises(SelectionError, match="Next:") as caught:
+        address_of(text)
+    assert "hunter2" not in str(caught.value).replace("'hunter2'", "")
+
+
+def test_addresses():
+    assert address_of("lab.db") == Path("lab.db")
+    assert address_of("sqlite:////srv/lab.db") == Path("/srv/lab.db")
+    assert address_of("postgres.db") == Path("postgres.db")
+    url = address_of("postgresql://lab:hunter2@db.lab/fleet")
+    assert str(url) == "postgresql+psycopg://lab:***@db.lab/fleet"
+
+
+def test_is_there(address):
+    assert not is_there(address)
+    Store(address).close()
+    assert is_there(address)
+
+
+def test_a_reader_changes_nothing(address):
+    writer = Store(address)
+    writer.add(record(), "net")
+    writer.close()
+    reader = Store(address, read_only=True)
+    try:
+        assert reader.known([record().run_id]) == {record().run_id}
+        with pytest.raises(StoreError, match="read-?only"):
+            reader.add(record(1), "net")
+    finally:
+        reader.close()
+
+
 def test_what_is_no_database_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "lab.db"
     path.write_text("this is not a database, and it is long enough to be read as a header page")
@@ -158,10 +263,12 @@ def test_what_is_no_database_is_an_error_that_names_it(tmp_path):
         Store(path)
 
 
-def test_a_record_that_was_cut_in_the_file_is_an_error_that_names_it(store):
+def test_a_record_that_was_cut_in_the_file_is_an_error_that_names_it(tmp_path):
+    store = Store(tmp_path / "lab.db")
     store.add(record(), "net")
-    with sqlite3.connect(store.path) as connection:
+    with sqlite3.connect(tmp_path / "lab.db") as connection:
         connection.execute("UPDATE runs SET record_zlib = substr(record_zlib, 1, 20)")
     connection.close()
     with pytest.raises(StoreError, match=r"lab\.db"):
         list(store.runs())
+    store.close()

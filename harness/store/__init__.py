@@ -1,0 +1,19 @@
+"""Records in SQL: SQLite in a file, or PostgreSQL by URL for a lab.
+
+Input: MeasurementRecords and profiles. Output: the same, queries, and which runs are known.
+"""
+
+from harness.store.address import DEFAULT_ADDRESS, StoreAddress, address_of, is_there
+from harness.store.store import BaselineCell, Query, RunSummary, Store, StoredRun
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "BaselineCell",
+    "Query",
+    "RunSummary",
+    "Store",
+    "StoreAddress",
+    "StoredRun",
+    "address_of",
+    "is_there",
+]
