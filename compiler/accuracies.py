@@ -17,6 +17,7 @@ class KnownAccuracies:
     """accuracy: widths → 0..1. of: names what it depends on, e.g. the hash of the weights."""
 
     def __init__(self, accuracy: Accuracy, folder: Path, of: str) -> None:
+        self.of = of
         self._accuracy = accuracy
         self._path = folder / f"accuracies-{of[:16]}.json"
         rows = read_json(self._path) if self._path.exists() else []

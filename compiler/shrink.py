@@ -32,6 +32,7 @@ from compiler.fine_tuning import (
 )
 from compiler.fleet import Fleet
 from compiler.pruning.importance import Scores, activation, keep, magnitude
+from compiler.pruning.judge import Accuracy
 from compiler.pruning.objectives import Objective
 from compiler.pruning.resume import SearchCheckpoint
 from compiler.pruning.search import SearchResult, SearchSettings, search
@@ -70,21 +71,33 @@ class Round:
     search: dict[str, Any]
 
 
+Shortcut = Callable[[Accuracy, Objective, float], Found | None]
+"""Proxy accuracy, objective, and the proxy's allowed drop → a shape without a search, or None."""
+
+
 def shrink(
-    dense: Dense, fleet: Fleet, splits: Splits, recipe: Recipe, observe: Observe, folder: Path
+    dense: Dense,
+    fleet: Fleet,
+    splits: Splits,
+    recipe: Recipe,
+    observe: Observe,
+    folder: Path,
+    shortcut: Shortcut | None = None,
 ) -> Shrunk:
     """Search, slice and fine-tune, round after round, as long as the accuracy bound holds.
 
     Each round may lose its share of the proxy's drop; it starts from the last one's fine-tuned
     network and learns from the dense one. The bound is judged on the validation part: the test
     part only reports. folder: of this network and recipe; what a killed call left there is used.
+    shortcut: asked in the first round; where it has no answer, and in later rounds, is searched.
     Raises CompilerError when no attempt of the first round keeps the bound.
     """
     job = Job(dense, splits, recipe, observe, folder)
     rounds: list[Round] = []
     for number in range(1, recipe.search.rounds + 1):
         before = rounds[-1].cut if rounds else Cut.none(dense)
-        done = _round(job, fleet, number, before, folder / f"round-{number}")
+        first = shortcut if number == 1 else None
+        done = _round(job, fleet, number, before, folder / f"round-{number}", first)
         if done is None:
             break
         rounds.append(done)
@@ -105,7 +118,9 @@ def shrink(
     return Shrunk(last.network, plan, last.val_accuracy, _facts(job, fleet, plan, rounds, folder))
 
 
-def _round(job: Job, fleet: Fleet, number: int, before: Cut, folder: Path) -> Round | None:
+def _round(
+    job: Job, fleet: Fleet, number: int, before: Cut, folder: Path, shortcut: Shortcut | None
+) -> Round | None:
     """None where no attempt keeps the accuracy, or a later round finds nothing to cut."""
     recipe = job.recipe
     scores = _scores(before, job.splits)
@@ -113,7 +128,7 @@ def _round(job: Job, fleet: Fleet, number: int, before: Cut, folder: Path) -> Ro
     for attempt in range(1, MAX_ATTEMPTS + 1):
         place = folder / f"attempt-{attempt}"
         which = _which(number, attempt, recipe.search.rounds)
-        looked = partial(_search, job, fleet, before, scores, drop, which, place)
+        looked = partial(_look, job, fleet, before, scores, drop, which, place, shortcut)
         kept, facts = found(before, scores, looked, place)
         if number > 1 and kept == before.kept:
             return None
@@ -142,7 +157,7 @@ def first_search(job: Job, fleet: Fleet, folder: Path) -> SearchResult:
     return _result(job, fleet, whole, _scores(whole, job.splits), drop, " for elites", folder)
 
 
-def _search(
+def _look(
     job: Job,
     fleet: Fleet,
     before: Cut,
@@ -150,7 +165,13 @@ def _search(
     max_drop: float,
     which: str,
     folder: Path,
+    shortcut: Shortcut | None,
 ) -> Found:
+    if shortcut is not None:
+        accuracy = _known_accuracy(job, before, scores)
+        answer = shortcut(accuracy, _objective(job, fleet), max_drop)
+        if answer is not None:
+            return answer
     result = _result(job, fleet, before, scores, max_drop, which, folder)
     return Found(result.widths, _search_facts(result))
 
@@ -166,8 +187,7 @@ def _result(
 ) -> SearchResult:
     title = f"search {job.dense.space.network}{which}"
     generations = job.recipe.search.generations
-    weights_sha256 = sha256(before.network.state_dict())
-    accuracy = KnownAccuracies(_proxy(before, scores, job.splits), job.folder, weights_sha256)
+    accuracy = _known_accuracy(job, before, scores)
     return search(
         before.space,
         fleet.latency(),
@@ -183,10 +203,21 @@ def _result(
         ),
         checkpoint=SearchCheckpoint(
             folder / SEARCH_FILE,
-            accuracy_of=weights_sha256,
+            accuracy_of=accuracy.of,
             note=lambda text: job.observe(title, 0, generations, text),
         ),
     )
+
+
+def proxy_accuracy(job: Job) -> KnownAccuracies:
+    """Of the dense network's shapes, as the first round's search asks for it."""
+    whole = Cut.none(job.dense)
+    return _known_accuracy(job, whole, _scores(whole, job.splits))
+
+
+def _known_accuracy(job: Job, before: Cut, scores: Scores) -> KnownAccuracies:
+    weights_sha256 = sha256(before.network.state_dict())
+    return KnownAccuracies(_proxy(before, scores, job.splits), job.folder, weights_sha256)
 
 
 def _objective(job: Job, fleet: Fleet) -> Objective:

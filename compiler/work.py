@@ -83,6 +83,16 @@ class WorkFolder:
     def pruned_facts(self, network: str) -> Path:
         return self.root / "pruned" / f"{network}.json"
 
+    def designer(self, network: str) -> Path:
+        """A folder: the networks that give designs without a search."""
+        return self.root / "designers" / network
+
+    def switchable_weights(self, network: str) -> Path:
+        return self.root / "switchable" / f"{network}.safetensors"
+
+    def switchable_facts(self, network: str) -> Path:
+        return self.root / "switchable" / f"{network}.json"
+
     def resume(self, network: str) -> Path:
         """A folder: what a killed stage goes on from; removed when the network is done."""
         return self.root / "resume" / network

@@ -154,7 +154,7 @@ class Designer:
 
     def _scored_candidates(self, device: DeviceFeatures, rescore: Rescore | None) -> _Scored:
         self._require_known(device)
-        widths = self._candidates(device)
+        widths = self.candidates(device)
         dense = np.asarray([self.space.dense_widths], dtype=np.int64)
         ms = self._scored(device, np.concatenate([widths, dense]), rescore)
         return _Scored(widths, ms[:-1], self.accuracy_of(widths), float(ms[-1]))
@@ -172,8 +172,8 @@ class Designer:
             )
             raise FallsShortError(f"{device.name}: {fact}. Next: search")
 
-    def _candidates(self, device: DeviceFeatures) -> IntArray:
-        """Legal shapes over the whole range of targets, each once, (n, n_groups)."""
+    def candidates(self, device: DeviceFeatures) -> IntArray:
+        """Legal shapes over the whole range of targets, each once, (n, n_groups), unscored."""
         with torch.no_grad():
             vector = torch.tensor(device.vector())[None]
             known = self._predictor.standardised(vector).expand(CANDIDATES, -1)
