@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from compiler.errors import CompilerError
 from fleetcut import __version__, verbs
+from fleetcut.arguments import Handler, Subparsers
+from fleetcut.arguments import add_boards as _boards
+from fleetcut.arguments import add_inventory as _inventory
+from fleetcut.arguments import add_store as _store
+from fleetcut.arguments import add_verb as _verb
+from fleetcut.cli_ship import add_ship
 from fleetcut.console import Console
 from harness.errors import BoardError, DocumentError, HarnessError, SelectionError
-
-Handler = Callable[[Console, argparse.Namespace], int]
 
 INTERRUPTED = 130
 
@@ -69,44 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(subparsers)
     _add_whatif(subparsers)
     _add_transfer(subparsers)
-    _add_ship(subparsers)
+    add_ship(subparsers)
     return parser
-
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def _verb(
-    subparsers: Subparsers, name: str, summary: str, example: str, handler: Handler
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"Example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON on stdout")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _inventory(parser: argparse.ArgumentParser, default: str | None = "inventory.yaml") -> None:
-    parser.add_argument(
-        "--inventory", type=Path, default=Path(default) if default else None, metavar="FILE",
-        help=f"the rack (default: {default or 'none'})",
-    )  # fmt: skip
-
-
-def _store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store", type=Path, default=Path(".fleetcut/fleetcut.db"), metavar="FILE",
-        help="database of records (default: .fleetcut/fleetcut.db)",
-    )  # fmt: skip
-
-
-def _boards(parser: argparse.ArgumentParser, how: str = "BOARD") -> None:
-    parser.add_argument("boards", nargs="*", metavar=how, help="board ids (default: all)")
 
 
 def _add_demo(subparsers: Subparsers) -> None:
@@ -382,55 +349,6 @@ def _add_transfer(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--probes", type=int, default=10, metavar="N", help="models to name at most (default: 10)"
     )
-
-
-def _add_ship(subparsers: Subparsers) -> None:
-    def verify(console: Console, a: argparse.Namespace) -> int:
-        from fleetcut.compiling import clusters_of_artifact
-
-        clusters = clusters_of_artifact(a.artifacts[0])
-        return verbs.verify(console, a.inventory, a.store, a.artifacts, a.board, clusters)
-
-    def report(console: Console, a: argparse.Namespace) -> int:
-        from fleetcut.reporting import report as write
-
-        return write(console, a.work, a.store, a.inventory, a.out)
-
-    parser = _verb(
-        subparsers,
-        "deploy",
-        "put artifacts on boards: pushed by hash, checked there, switched at once",
-        "fleetcut deploy build/artifacts/3f2a… --board pi4-01",
-        lambda console, a: verbs.deploy(console, a.inventory, a.artifacts, a.board),
-    )
-    _inventory(parser)
-    _artifacts(parser)
-    parser = _verb(
-        subparsers,
-        "verify",
-        "prove deployed artifacts on boards: golden output and latency; release or refuse them",
-        "fleetcut verify build/artifacts/* --board pi4-01",
-        verify,
-    )
-    _inventory(parser)
-    _store(parser)
-    _artifacts(parser)
-    parser = _verb(
-        subparsers,
-        "report",
-        "write one self-contained HTML page and report.json of a compiled fleet",
-        "fleetcut report --work build --out report",
-        report,
-    )
-    _inventory(parser)
-    _store(parser)
-    parser.add_argument("--work", type=Path, default=Path("build"), metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
-
-
-def _artifacts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="its folder")
-    parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
 
 
 if __name__ == "__main__":

@@ -75,10 +75,14 @@ def compile_recipe(
     return DONE
 
 
-def clusters_of_artifact(folder: Path) -> dict[str, str]:
-    """board_id → cluster, from the work folder that the artifact lies in; empty elsewhere."""
+def clusters_of_artifact(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(board_id → cluster, cluster → its representative) of the artifact's work folder.
+
+    Empty where the artifact lies elsewhere.
+    """
     path = folder.absolute().parent.parent / "clusters.json"
     if not path.exists():
-        return {}
+        return {}, {}
     clusters = DeviceClusters.from_json(path.read_text(encoding="utf-8"))
-    return dict(zip(clusters.board_ids_, clusters.labels_.tolist(), strict=True))
+    labels = dict(zip(clusters.board_ids_, clusters.labels_.tolist(), strict=True))
+    return labels, dict(clusters.representatives_)

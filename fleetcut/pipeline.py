@@ -16,7 +16,7 @@ from compiler.proposals import Proposal
 from compiler.recipe import Recipe
 from compiler.work import read_json
 from device_agents.contract import StoppingRule
-from fleetcut import verbs
+from fleetcut import shipping, verbs
 from fleetcut.compiling import StageSteps
 from fleetcut.console import Console
 from harness.campaign import load_campaign
@@ -99,11 +99,11 @@ def _prove(
     cluster_of = {board: label for label, board in clusters.representatives_.items()}
     boards = inventory.select(sorted(cluster_of))
     artifacts = tuple(load_artifact(folder) for folder in compiled.artifacts)
-    failures = verbs.deploy_all(console, artifacts, boards)
+    failures = shipping.deploy_all(console, artifacts, boards)
     if failures:
         raise HarnessError("; ".join(failures.values()))
     campaign_id = f"{compiled.final.campaign_id.removesuffix('-final')}-verify"
-    releases = verbs.verify_all(
+    releases = shipping.verify_all(
         console, store, artifacts, boards, cluster_of, campaign_id, PROOF_STOPPING
     )
     return tuple(r.artifact_id for r in releases if r.state != "released")

@@ -7,26 +7,23 @@ Exit status: 0 done, 1 a check failed, 2 usage, 3 some boards failed.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from compiler.targets.board_file import board_of_profile
-from device_agents.contract import DeviceProfile, MeasurementRecord, Release, StoppingRule, to_plain
+from device_agents.contract import DeviceProfile, MeasurementRecord, to_plain
 from fleetcut.console import Console, Step
-from harness import deploy as deploying
 from harness.bundle import build_bundle
 from harness.campaign import again, load_campaign
 from harness.executor import BoardOutcome, Executor, Progress, Work
 from harness.export import export as export_dataset
-from harness.inventory import Board, load_inventory
+from harness.inventory import load_inventory
 from harness.session import AgentSession, Check
 from harness.ssh import SshTransport, fetch_host_key
 from harness.statistics import Summary, median_ns, summarise
 from harness.store import Store
 from harness.trust import write_trust
-from harness.verify import verify as verify_artifacts
 from harness.visit import visit
 
 DONE, CHECK_FAILED, USAGE, BOARDS_FAILED = 0, 1, 2, 3
@@ -224,12 +221,15 @@ def _run_once(console: Console, store: Store, work: Work, title: str) -> tuple[B
     names = dict(work.model_names)
     with console.steps(title) as step:
         executor = Executor(
-            store, build_bundle(), SshTransport, observe=lambda p: _observe(console, step, names, p)
+            store,
+            build_bundle(),
+            SshTransport,
+            observe=lambda p: observe_run(console, step, names, p),
         )
         return executor.measure(work)
 
 
-def _observe(console: Console, step: Step, names: dict[str, str], progress: Progress) -> None:
+def observe_run(console: Console, step: Step, names: dict[str, str], progress: Progress) -> None:
     if progress.note is not None:
         console.error(f"{progress.board_id}: {progress.note}")
     record = progress.record
@@ -324,91 +324,6 @@ def export(
     )  # fmt: skip
     console.next(f"fleetcut compile recipe.yaml --dataset {folder}")
     return DONE
-
-
-def deploy(
-    console: Console, inventory_path: Path, folders: Sequence[Path], board_ids: Sequence[str] | None
-) -> int:
-    """Put artifacts on boards; one that a board has refused stays here."""
-    artifacts = tuple(deploying.load_artifact(folder) for folder in folders)
-    for artifact in artifacts:
-        deploying.refuse_refused(artifact)
-    boards = load_inventory(inventory_path).select(board_ids)
-    failures = deploy_all(console, artifacts, boards)
-    console.answer(
-        {
-            "artifacts": [a.artifact_id for a in artifacts],
-            "boards": [b.board_id for b in boards],
-            "failures": failures,
-        }
-    )
-    named = " ".join(str(folder) for folder in folders[:1])
-    console.next(f"fleetcut verify {named} --inventory {inventory_path}")
-    return BOARDS_FAILED if failures else DONE
-
-
-def deploy_all(
-    console: Console, artifacts: Sequence[deploying.LocalArtifact], boards: Sequence[Board]
-) -> dict[str, str]:
-    """Deploy every artifact on every board. Returns board_id → failure."""
-    with console.steps(f"deploy {len(artifacts)} artifacts to {len(boards)} boards"):
-        visits = visit(
-            boards, SshTransport, build_bundle(), lambda agent: deploying.deploy(agent, artifacts)
-        )
-    failures = {v.board_id: str(v.failure) for v in visits if v.failure is not None}
-    for failure in failures.values():
-        console.error(failure)
-    return failures
-
-
-def verify(
-    console: Console,
-    inventory_path: Path,
-    store_path: Path,
-    folders: Sequence[Path],
-    board_ids: Sequence[str] | None,
-    cluster_of: dict[str, str],
-) -> int:
-    """Prove deployed artifacts on boards: golden output, latency; release or refuse each."""
-    artifacts = tuple(deploying.load_artifact(folder) for folder in folders)
-    boards = load_inventory(inventory_path).select(board_ids)
-    # A proof is of now: the same artifact verified again is measured again.
-    campaign_id = f"verify-{time.time_ns():x}"
-    store = Store(store_path)
-    try:
-        releases = verify_all(console, store, artifacts, boards, cluster_of, campaign_id)
-    finally:
-        store.close()
-    console.answer([{"artifact_id": r.artifact_id, **to_plain(r)} for r in releases])
-    refused = any(r.state != "released" for r in releases)
-    console.next("fleetcut report" if not refused else "see the reasons above; fleetcut check")
-    return CHECK_FAILED if refused else DONE
-
-
-def verify_all(
-    console: Console,
-    store: Store,
-    artifacts: tuple[deploying.LocalArtifact, ...],
-    boards: tuple[Board, ...],
-    cluster_of: dict[str, str],
-    campaign_id: str,
-    stopping: StoppingRule = StoppingRule(),
-) -> tuple[Release, ...]:
-    """Run every proof and print each artifact's state with its reasons."""
-    names = {a.manifest.file(a.manifest.model_file).sha256: a.name for a in artifacts}
-    with console.steps(f"verify {len(artifacts)} artifacts on {len(boards)} boards") as step:
-        executor = Executor(
-            store, build_bundle(), SshTransport, observe=lambda p: _observe(console, step, names, p)
-        )
-        releases = verify_artifacts(
-            artifacts, boards, cluster_of, executor, store, campaign_id, stopping
-        )
-    for artifact, release in zip(artifacts, releases, strict=True):
-        console.line(f"{artifact.name} {artifact.artifact_id[:12]}: {release.state}")
-        for proof in release.proofs:
-            if proof.reason is not None:
-                console.error(f"{proof.board_id}: {artifact.name}: {proof.reason}")
-    return releases
 
 
 __all__ = ["BOARDS_FAILED", "CHECK_FAILED", "DONE", "USAGE", "Check"]

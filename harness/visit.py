@@ -6,14 +6,16 @@ A board that fails never delays or hides the others.
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from harness.bundle import Bundle
-from harness.errors import BoardError
-from harness.executor import MAX_WORKERS, Connect
+from harness.errors import BoardError, TransientBoardError
+from harness.executor import MAX_WORKERS, Connect, Retries
 from harness.inventory import Board
 from harness.session import AgentSession
 
@@ -54,3 +56,35 @@ def visit(
 
     with ThreadPoolExecutor(min(MAX_WORKERS, max(1, len(boards))), "visit") as pool:
         return tuple(pool.map(one, boards))
+
+
+def visit_again(
+    boards: Sequence[Board],
+    connect: Connect,
+    bundle: Bundle,
+    ask: Callable[[AgentSession], A],
+    progress: Callable[[int, str], None],
+    retries: Retries,
+) -> tuple[Visit[A], ...]:
+    """``visit``, and again those boards that the network failed. ask: harmless when asked twice.
+
+    progress: told how many boards are settled, and of the one that was heard of last.
+    """
+    rng = random.Random(len(boards))  # noqa: S311 - jitter, not a secret
+    settled: dict[str, Visit[A]] = {}
+    lock = threading.Lock()
+    pending = list(boards)
+    for attempt in range(retries.attempts):
+
+        def heard(found: Visit[A], last: bool = attempt + 1 == retries.attempts) -> None:
+            if last or not isinstance(found.failure, TransientBoardError):
+                with lock:
+                    settled[found.board_id] = found
+                    progress(len(settled), found.board_id)
+
+        visit(pending, connect, bundle, ask, heard)
+        pending = [board for board in pending if board.board_id not in settled]
+        if not pending:
+            break
+        threading.Event().wait(retries.delay_s(attempt, rng))
+    return tuple(settled[board.board_id] for board in boards)
