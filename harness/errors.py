@@ -6,6 +6,7 @@ Each names the board or file, the fact and the next step, and never holds a secr
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar, Literal
 
 
 class HarnessError(Exception):
@@ -32,8 +33,15 @@ class StoreError(HarnessError):
     """The store or an export could not be read or written."""
 
 
+Category = Literal["infrastructure", "board", "model", "bug"]
+"""Who has to do something: the lab (network, leases, the workstation's disk), whoever cares for the
+board, whoever made the model, or we."""
+
+
 class BoardError(HarnessError):
     """A board did not do what it was asked to."""
+
+    category: ClassVar[Category] = "board"
 
     def __init__(self, board_id: str, fact: str, next_step: str) -> None:
         self.board_id = board_id
@@ -45,9 +53,33 @@ class BoardError(HarnessError):
 class TransientBoardError(BoardError):
     """The network or the board's load: trying again may help, and is done."""
 
+    category = "infrastructure"
+
 
 class StableBoardError(BoardError):
     """Keys, permissions, missing parts: trying again would not help, and is not done."""
+
+
+class LocalError(StableBoardError):
+    """Something of this workstation that a board needed: a file that changed or cannot be read."""
+
+    category = "infrastructure"
+
+
+class ProtocolError(StableBoardError):
+    """The agent answered what it never should: a bug of ours, on this side or on that."""
+
+    category = "bug"
+
+
+class LeaseError(StableBoardError):
+    """The board is somebody else's now, or nobody's until somebody says so."""
+
+    category = "infrastructure"
+
+
+class LeaseLostError(TransientBoardError):
+    """Our lease ended while we used the board. A new one may be had, and is asked for."""
 
 
 class HostKeyError(StableBoardError):

@@ -18,8 +18,16 @@ from pathlib import Path
 
 from device_agents.contract import MeasurementRecord, RunSpec
 from harness.bundle import Bundle
-from harness.errors import BoardError, StableBoardError, TransientBoardError
+from harness.errors import (
+    BoardError,
+    LeaseLostError,
+    ProtocolError,
+    StableBoardError,
+    TransientBoardError,
+)
+from harness.holding import Heartbeat, Hold
 from harness.inventory import Board
+from harness.leases import Leases
 from harness.session import AgentSession
 from harness.store import Store
 from harness.transport import Transport
@@ -28,6 +36,9 @@ Connect = Callable[[Board], Transport]
 
 MAX_WORKERS = 64
 """Threads at most; 64 was the best of the sizes tried on 1,000 connections."""
+
+_PUSHES = 2
+"""How often a run is asked for again whose files were damaged on the board."""
 
 SILENCE_MARGIN_S = 60.0
 """Allowed beyond a run's own timeout before a silent board counts as gone."""
@@ -90,8 +101,14 @@ class Executor:
         *,
         observe: Callable[[Progress], None] = lambda progress: None,
         retries: Retries = Retries(),
+        leases: Leases | None = None,
+        wait_s: float = 0.0,
     ) -> None:
+        """leases: None for those of the store. wait_s: for a board that another holds and uses."""
         self._store = store
+        self._leases = leases or Leases(store)
+        self._wait_s = wait_s
+        self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._bundle = bundle
         self._connect = connect
         self._observe = observe
@@ -115,14 +132,17 @@ class Executor:
         self._stopping.clear()
         self._done, self._total = len(known), len(work.specs)
         pool = ThreadPoolExecutor(min(MAX_WORKERS, max(1, len(work.boards))), "board")
-        try:
-            futures = [
-                pool.submit(self._board, work, board, by_board[board.board_id], known)
-                for board in work.boards
-            ]
-            return self._gather(futures)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with Heartbeat(self._leases) as heartbeat:
+            try:
+                futures = [
+                    pool.submit(
+                        self._board, work, heartbeat, board, by_board[board.board_id], known
+                    )
+                    for board in work.boards
+                ]
+                return self._gather(futures)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _gather(self, futures: list[Future[BoardOutcome]]) -> tuple[BoardOutcome, ...]:
         try:
@@ -143,7 +163,12 @@ class Executor:
                 self._note(agent.board.board_id, f"could not be stopped: {error}")
 
     def _board(
-        self, work: Work, board: Board, specs: Sequence[RunSpec], known: set[str]
+        self,
+        work: Work,
+        heartbeat: Heartbeat,
+        board: Board,
+        specs: Sequence[RunSpec],
+        known: set[str],
     ) -> BoardOutcome:
         known_here = sum(spec.run_id in known for spec in specs)
         counter = _Counter()
@@ -151,7 +176,7 @@ class Executor:
         if known_here < len(specs):
             with self._exclusive(board):
                 try:
-                    self._with_retries(work, board, specs, counter)
+                    self._with_retries(work, heartbeat, board, specs, counter)
                 except BoardError as error:
                     failure = error
                     self._note(board.board_id, str(error))
@@ -168,25 +193,66 @@ class Executor:
             yield
 
     def _with_retries(
-        self, work: Work, board: Board, specs: Sequence[RunSpec], counter: _Counter
+        self,
+        work: Work,
+        heartbeat: Heartbeat,
+        board: Board,
+        specs: Sequence[RunSpec],
+        counter: _Counter,
     ) -> None:
-        rng = random.Random(board.board_id)  # noqa: S311 - jitter, not a secret
         attempt = 0
         while not self._stopping.is_set():
             before = counter.stored
             try:
-                transport = self._connect(board)
-                try:
-                    self._drive(work, AgentSession(board, transport, self._bundle), specs, counter)
-                finally:
-                    transport.close()
+                with heartbeat.hold(
+                    board, work.campaign_id, wait_s=self._wait_s, stopping=self._stopping
+                ) as hold:
+                    self._while_held(work, hold, specs, counter)
                 return
-            except TransientBoardError as error:
+            except LeaseLostError as error:
                 attempt = 0 if counter.stored > before else attempt + 1
-                if attempt >= self._retries.attempts or self._stopping.is_set():
-                    raise
-                self._note(board.board_id, f"{error.fact}; trying again")
-                self._stopping.wait(self._retries.delay_s(attempt, rng))
+                self._wait_or_raise(error, attempt)
+
+    def _while_held(
+        self, work: Work, hold: Hold, specs: Sequence[RunSpec], counter: _Counter
+    ) -> None:
+        """Over as many connections as it takes; the board stays leased between them."""
+        attempt = 0
+        while not self._stopping.is_set():
+            before = counter.stored
+            try:
+                self._connected(work, hold, specs, counter)
+                return
+            except LeaseLostError:
+                raise
+            except TransientBoardError as error:
+                hold.check()
+                attempt = 0 if counter.stored > before else attempt + 1
+                self._wait_or_raise(error, attempt)
+
+    def _wait_or_raise(self, error: TransientBoardError, attempt: int) -> None:
+        if attempt >= self._retries.attempts or self._stopping.is_set():
+            raise error
+        self._note(error.board_id, f"{error.fact}; trying again")
+        self._stopping.wait(self._retries.delay_s(attempt, self._rng))
+
+    def _connected(
+        self, work: Work, hold: Hold, specs: Sequence[RunSpec], counter: _Counter
+    ) -> None:
+        board = hold.board
+        try:
+            transport = self._connect(board)
+            hold.on_lost = transport.close
+            try:
+                hold.check()
+                agent = AgentSession(board, transport, self._bundle, hold.fence)
+                self._drive(work, agent, specs, counter)
+            finally:
+                transport.close()
+        except BoardError as error:
+            self._leases.saw(board.board_id, healthy=False, fact=error.fact)
+            raise
+        self._leases.saw(board.board_id, healthy=True, fact=f"measured {work.campaign_id}")
 
     def _drive(
         self, work: Work, agent: AgentSession, specs: Sequence[RunSpec], counter: _Counter
@@ -194,6 +260,8 @@ class Executor:
         """Over one connection: until every run of this board is stored."""
         session_id = session_id_of(work.campaign_id, agent.board.board_id)
         agent.push_agent()
+        if counter.unacknowledged_seq is not None:
+            self._acknowledge(agent, session_id, counter)
         while pending := self._pending(specs):
             if self._stopping.is_set():
                 return
@@ -202,18 +270,23 @@ class Executor:
                 self._active[agent.board.board_id] = (agent, session_id)
             try:
                 state = agent.start(session_id, pending)
-                before = counter.stored
-                last_seq = self._follow(work, agent, session_id, pending, counter)
-                agent.ack(session_id, last_seq)
+                before = counter.heard
+                counter.unacknowledged_seq = self._follow(work, agent, session_id, pending, counter)
+                self._acknowledge(agent, session_id, counter)
             finally:
                 with self._lock:
                     self._active.pop(agent.board.board_id, None)
-            if state == "started" and counter.stored == before and not self._stopping.is_set():
-                raise StableBoardError(
+            if state == "started" and counter.heard == before and not self._stopping.is_set():
+                raise ProtocolError(
                     agent.board.board_id,
                     f"the agent finished without a record of {len(pending)} runs",
                     f"fleetcut check {agent.board.board_id}",
                 )
+
+    def _acknowledge(self, agent: AgentSession, session_id: str, counter: _Counter) -> None:
+        assert counter.unacknowledged_seq is not None
+        agent.ack(session_id, counter.unacknowledged_seq)
+        counter.unacknowledged_seq = None
 
     def _follow(
         self,
@@ -251,6 +324,9 @@ class Executor:
                 f"its journal holds a run of board {record.spec.board_id[:64]!r}",
                 "see that no two inventory entries lead to one board",
             )
+        counter.heard += 1
+        if counter.to_be_pushed_again(record):
+            return
         record = replace(record, simulated=record.simulated or board.simulated)
         name = work.model_names.get(record.spec.model_sha256, record.spec.model_sha256[:12])
         if self._store.add(record, name):
@@ -271,10 +347,23 @@ class Executor:
 
 
 class _Counter:
-    """How many records one board's worker has stored."""
+    """What one board's worker has heard and stored, over all its connections.
+
+    unacknowledged_seq: of a finished journal that is stored here and still kept there.
+    """
 
     def __init__(self) -> None:
+        self.heard = 0
         self.stored = 0
+        self.unacknowledged_seq: int | None = None
+        self._damaged: dict[str, int] = defaultdict(int)
+
+    def to_be_pushed_again(self, record: MeasurementRecord) -> bool:
+        """Whether it only says that a file there is not what was pushed: that is no result yet."""
+        if record.error is None or record.error.kind != "missing_blob":
+            return False
+        self._damaged[record.run_id] += 1
+        return self._damaged[record.run_id] <= _PUSHES
 
 
 def session_id_of(campaign_id: str, board_id: str) -> str:

@@ -24,15 +24,25 @@ from device_agents.contract import (
 )
 from harness.bundle import Bundle
 from harness.conversation import Conversation
-from harness.errors import BoardError, StableBoardError
+from harness.errors import (
+    BoardError,
+    LeaseLostError,
+    LocalError,
+    ProtocolError,
+    StableBoardError,
+    TransientBoardError,
+)
 from harness.inventory import Board
-from harness.transport import Transport
+from harness.transport import Completed, Transport
 
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
 _DISK_MARGIN_BYTES = 32 << 20
 _END = b'{"event": "end"'
+_FENCED = 4
+_CHANGING = frozenset({"start", "stop", "ack", "install", "rollback", "signers", "clean"})
+"""Verbs that a controller whose lease has ended must not have done any more."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,12 @@ class Deployed:
 class AgentSession:
     """The agent on one board, spoken to through one transport. Paths are relative to its home."""
 
-    def __init__(self, board: Board, transport: Transport, bundle: Bundle) -> None:
+    def __init__(
+        self, board: Board, transport: Transport, bundle: Bundle, fence: str | None = None
+    ) -> None:
+        """fence: of the lease under which the board is used; None where nothing is changed."""
         self.board = board
+        self._fence = fence
         self._transport = transport
         self._bundle = bundle
         self._conversation: Conversation | None = None
@@ -180,7 +194,7 @@ class AgentSession:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: OSError) -> BoardError:
-        return StableBoardError(
+        return LocalError(
             self.board.board_id,
             f"{error.filename} cannot be read ({error.strerror})",
             "put the file back and run the same command again",
@@ -193,9 +207,12 @@ class AgentSession:
         """
         text = "".join(encode(spec) + "\n" for spec in specs)
         incoming = self._upload(text.encode("utf-8"))
-        answer = self._json(
-            self._call("start", session_id, "--specs", incoming, allowed=(0, 3))[-1]
-        )
+        answer = self._start(session_id, "--specs", incoming)
+        if answer.get("state") == "busy" and self._is_left_over(answer):
+            # Its controller was killed or its lease ended: the journal there stays for whoever
+            # asks for it again, and the board is ours.
+            self.stop(str(answer.get("session")))
+            answer = self._start(session_id)
         state = str(answer.get("state"))
         if state == "busy":
             raise StableBoardError(
@@ -206,6 +223,17 @@ class AgentSession:
         if state not in ("started", "running", "finished"):
             raise self._error(f"start answered state {state[:40]!r}")
         return state
+
+    def _start(self, session_id: str, *specs: str) -> dict[str, Any]:
+        return self._json(self._call("start", session_id, *specs, allowed=(0, 3))[-1])
+
+    def _is_left_over(self, busy: Mapping[str, Any]) -> bool:
+        """Whether what runs there was started under an earlier lease of our own lab."""
+        if self._fence is None or not isinstance(busy.get("session"), str):
+            return False
+        lab, _, token = self._fence.partition(":")
+        its_lab, _, its_token = str(busy.get("fence")).partition(":")
+        return its_lab == lab and its_token.isdigit() and int(its_token) < int(token)
 
     def entries(
         self, session_id: str, after_seq: int, *, follow: bool, silence_s: float
@@ -270,14 +298,20 @@ class AgentSession:
         return [self.board.python, self._bundle.remote_path, verb, *args]
 
     def _call(self, verb: str, *args: str, allowed: tuple[int, ...] = (0,)) -> list[bytes]:
+        if self._fence is not None and verb in _CHANGING:
+            args = (*args, "--fence", self._fence)
         with self._turn() as conversation:
             if conversation is not None:
                 done = conversation.call(verb, *args, timeout_s=CALL_TIMEOUT_S)
             else:
                 done = self._transport.run(self._argv(verb, *args), timeout_s=CALL_TIMEOUT_S)
         lines = done.stdout.splitlines()
+        if done.exit_status == _FENCED:
+            raise LeaseLostError(
+                self.board.board_id, done.last_error().partition(". Next:")[0], "fleetcut boards"
+            )
         if done.exit_status not in allowed or not lines:
-            raise self._error(f"agent {verb} failed: {done.last_error()}")
+            raise self._failed(verb, done)
         return lines
 
     def _lines(
@@ -355,5 +389,14 @@ class AgentSession:
         except CodecError as error:
             raise self._error(f"the agent's {cls.__name__} does not fit: {error}") from None
 
+    def _failed(self, verb: str, done: Completed) -> BoardError:
+        """What arrived and is not what was sent may be sent again."""
+        kind = (
+            TransientBoardError if verb == "adopt" and done.exit_status == 1 else StableBoardError
+        )
+        board_id = self.board.board_id
+        fact = f"agent {verb} failed: {done.last_error()}"
+        return kind(board_id, fact, f"fleetcut check {board_id}")
+
     def _error(self, fact: str) -> BoardError:
-        return StableBoardError(self.board.board_id, fact, f"fleetcut check {self.board.board_id}")
+        return ProtocolError(self.board.board_id, fact, f"fleetcut check {self.board.board_id}")
