@@ -42,6 +42,7 @@ COLUMNS = (
 
 OPTIONAL_COLUMNS = (
     "power_mw", "peak_rss_bytes", "battery_pct", "effective_freq_khz_after", "isa_features",
+    "machine",
 )  # fmt: skip
 """Read where they stand: exports from before these were recorded have none of them."""
 
@@ -57,7 +58,7 @@ class Run:
     reasons: why the run does not count, empty where valid. None is what the board could not read.
     effective_freq_khz: measured before the load, effective_freq_khz_after once it was over.
     power_mw: the whole board's draw, median over the timed loop. battery_pct: before the load.
-    isa_features: of the CPU, as /proc/cpuinfo names them.
+    isa_features: of the CPU, as /proc/cpuinfo names them. machine: as ``uname -m`` prints it.
     """
 
     run_id: str
@@ -88,6 +89,7 @@ class Run:
     battery_pct: float | None = None
     effective_freq_khz_after: int | None = None
     isa_features: tuple[str, ...] = ()
+    machine: str | None = None
 
     def value(self, quantity: Quantity) -> float | None:
         """The quantity in its unit; None where the board could not read it."""
@@ -301,6 +303,7 @@ def _run(path: Path, row: Mapping[str, Any]) -> Run:
         battery_pct=_maybe(row["battery_pct"], float),
         effective_freq_khz_after=_maybe(row["effective_freq_khz_after"], int),
         isa_features=tuple(filter(None, (_maybe(row["isa_features"], str) or "").split(","))),
+        machine=_maybe(row["machine"], str),
     )
 
 

@@ -144,6 +144,7 @@ def _row(run: StoredRun, profiles: dict[str, DeviceProfile]) -> dict[str, object
         "throttled": before.throttled if before else None,
         "profile_sha256": record.profile_sha256,
         "board_model": profile.model if profile else None,
+        "machine": profile.machine if profile else None,
         "cores": profile.cores if profile else None,
         "isa_features": ",".join(profile.isa_features) if profile else None,
         "runtime_version": record.runtime_version,
