@@ -1,7 +1,7 @@
-"""What a network is shipped as: ONNX, TFLite, a native executable.
+"""What a network is shipped as: ONNX, ONNX Runtime's format, TFLite, a native executable.
 
-Input: (network in eval mode, example (1, C, H, W), folder, Target). Output: BuiltModel, or
-TargetError, which concerns that one target only.
+Input: (network in eval mode, example (1, C, H, W), folder, Target, samples for int8).
+Output: BuiltModel, or TargetError, which concerns that one target only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from compiler.targets.built import ATOL_FP32, Builder, BuiltFile, BuiltModel, Ta
 from compiler.targets.executable import build_executable
 from compiler.targets.fast_tflite import fast_tflite
 from compiler.targets.onnx import build_onnx, fast_onnx
+from compiler.targets.ort_format import build_ort
 from compiler.targets.tflite import build_tflite
 
 TARGETS: Mapping[str, Builder] = {
     "onnx": build_onnx,
+    "ort": build_ort,
     "tflite": build_tflite,
     "executable": build_executable,
 }
@@ -29,6 +31,7 @@ __all__ = [
     "TargetError",
     "build_executable",
     "build_onnx",
+    "build_ort",
     "build_tflite",
     "fast_onnx",
     "fast_tflite",

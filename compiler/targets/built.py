@@ -8,6 +8,7 @@ Output: BuiltModel; TargetError when a target cannot be built here or is not fai
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def parity(target: Target, expected: Floats, found: Floats, atol: float = ATOL_F
             "report this network: the converter changed its output",
         )
     max_abs_err = float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64))))
-    if not max_abs_err <= atol:  # also when it is NaN
+    if not max_abs_err <= atol or math.isinf(max_abs_err):  # also when it is NaN
         raise TargetError(
             target,
             f"the built model deviates by {max_abs_err:.3g} from PyTorch (bound {atol:g}, "
@@ -184,6 +185,53 @@ def require_calibration(target: Target, example: Tensor, calibration: Tensor | N
         )
     samples: Floats = calibration.numpy()
     return np.ascontiguousarray(samples)
+
+
+def one_file_model(
+    kind: str,
+    target: Target,
+    path: Path,
+    layout: str,
+    example: Floats,
+    expected: Floats,
+    answer: Callable[[Floats], Floats],
+    tool_versions: tuple[tuple[str, str], ...],
+) -> BuiltModel:
+    """The BuiltModel around the one file ``path``, once it has answered as it must.
+
+    example: in the model's own layout. expected: PyTorch's answer to it. answer: the model's, on
+    this machine, to one input in its own layout. Raises TargetError for fp32 that deviates by more
+    than ATOL_FP32, and for an answer of another shape or that is not finite.
+    """
+    found = answer(example)
+    int8 = target.precision == "int8"
+    return BuiltModel(
+        kind=kind,
+        target=target,
+        model_file=path.name,
+        files=(BuiltFile(path.name, path),),
+        input_layout=layout,
+        input_shape=example.shape,
+        output_shape=expected.shape,
+        golden_input=raw_bytes(example),
+        golden_output=raw_bytes(found if int8 else expected),
+        atol=int8_atol(found) if int8 else ATOL_FP32,
+        max_abs_err=parity(target, expected, found, math.inf if int8 else ATOL_FP32),
+        tool_versions=tool_versions,
+        answers=answers_one_by_one(answer, layout) if int8 else None,
+    )
+
+
+def answers_one_by_one(
+    answer: Callable[[Floats], Floats], layout: str
+) -> Callable[[Floats], Floats]:
+    """``BuiltModel.answers`` of a model of batch 1 in its own layout."""
+
+    def answers(x: Floats) -> Floats:
+        own = x if layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        return np.concatenate([answer(own[i : i + 1]) for i in range(len(own))])
+
+    return answers
 
 
 def require_fp32(target: Target) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from compiler.targets.tflite import packed
+from compiler.targets.tflite_flatbuffer import packed
 
 Shape = tuple[int, ...]
 

@@ -30,8 +30,10 @@ KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     # The exporter behind fast_onnx; constraints.txt pins a torch that has it.
     (DeprecationWarning, r"You are using the legacy TorchScript-based ONNX export"),
     (DeprecationWarning, r"The feature will be removed\. Please remove usage of this function"),
+    # ai-edge-quantizer asks its interpreter for every tensor, which is what calibration is.
+    (UserWarning, r"Warning: Enabling `experimental_preserve_all_tensors`"),
 )
-"""Deprecations inside the converters, which only their next releases can mend."""
+"""Inside the converters, which only their next releases can mend."""
 
 
 @contextlib.contextmanager

@@ -1,35 +1,34 @@
 """A network as TFLite, the form that ai-edge-litert and tflite-runtime run.
 
-Input: a network in eval mode and one example (1, C, H, W). Output: BuiltModel around
-model.tflite, whose input is (1, H, W, C).
+Input: a network in eval mode, one example (1, C, H, W), and samples for int8. Output: BuiltModel
+around model.tflite, whose input is (1, H, W, C).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compiler.targets.built import (
-    ATOL_FP32,
-    BuiltFile,
     BuiltModel,
     Floats,
-    parity,
-    raw_bytes,
+    one_file_model,
     reference_output,
-    require_fp32,
+    require_calibration,
     versions,
 )
 from compiler.targets.quiet import contained
+from compiler.targets.tflite_flatbuffer import with_weights_inside
+from compiler.targets.tflite_int8 import int8_tflite
 from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ALIGNMENT = 16
-"""Bytes; of Buffer.data in tensorflow/lite/schema/schema.fbs."""
+TOOLS = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
 
 
 def build_tflite(
@@ -41,96 +40,57 @@ def build_tflite(
 ) -> BuiltModel:
     """Writes out/model.tflite with channels last, batch 1, checked against PyTorch.
 
-    Raises TargetError when the converter fails or the interpreter deviates by more than
-    ATOL_FP32, ValueError for a network in training mode or an unfit example.
+    Raises TargetError when the converter fails, the interpreter deviates by more than ATOL_FP32 or
+    int8 lacks its samples; ValueError for a network in training mode or an unfit example.
     """
-    require_fp32(target)
     expected = reference_output(network, example)
-    channels_last = np.ascontiguousarray(example.permute(0, 2, 3, 1).numpy())
+    int8 = target.precision == "int8"
+    samples = require_calibration(target, example, calibration) if int8 else None
     out.mkdir(parents=True, exist_ok=True)
     path = out / "model.tflite"
     with contained(target, "converting to TFLite"):
         _convert(network, example, path)
-        path.write_bytes(with_weights_inside(path.read_bytes()))
-        found = run_tflite(path.read_bytes(), channels_last)
-    return BuiltModel(
-        kind="tflite",
-        target=target,
-        model_file=path.name,
-        files=(BuiltFile(path.name, path),),
-        input_layout="NHWC",
-        input_shape=channels_last.shape,
-        output_shape=expected.shape,
-        golden_input=raw_bytes(channels_last),
-        golden_output=raw_bytes(expected),
-        atol=ATOL_FP32,
-        max_abs_err=parity(target, expected, found),
-        tool_versions=versions("torch", "litert-torch", "litert-converter", "ai-edge-litert"),
-    )
+        model = with_weights_inside(path.read_bytes())
+        if samples is not None:
+            model = int8_tflite(model, _channels_last(samples))
+        path.write_bytes(model)
+        return one_file_model(
+            "tflite",
+            target,
+            path,
+            "NHWC",
+            _channels_last(example.numpy()),
+            expected,
+            tflite_answer(model),
+            versions(*(TOOLS if samples is None else (*TOOLS, "ai-edge-quantizer"))),
+        )
 
 
 def run_tflite(model: bytes, x: Floats) -> Floats:
     """ai-edge-litert's answer on this machine, one thread. x: (1, H, W, C)."""
+    return tflite_answer(model)(x)
+
+
+def tflite_answer(model: bytes) -> Callable[[Floats], Floats]:
+    """The same for many inputs."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=model, num_threads=1)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-    interpreter.invoke()
-    answer: Floats = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    given = interpreter.get_input_details()[0]["index"]
+    wanted = interpreter.get_output_details()[0]["index"]
+
+    def answer(x: Floats) -> Floats:
+        interpreter.set_tensor(given, x)
+        interpreter.invoke()
+        found: Floats = interpreter.get_tensor(wanted)
+        return found
+
     return answer
 
 
-def with_weights_inside(model: bytes) -> bytes:
-    """The same model with every buffer inside the flatbuffer; unchanged when none is outside.
-
-    Converters may put weights behind the flatbuffer (Buffer.offset), which tflite-runtime up to
-    2.13 cannot read ("Input tensor N lacks data").
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
-    outside = [buffer for buffer in parsed.buffers if buffer.offset]
-    if not outside:
-        return model
-    for buffer in outside:
-        buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
-        buffer.offset = buffer.size = 0
-    return packed(parsed)
-
-
-def packed(model: Any) -> bytes:
-    """The file of a schema.ModelT.
-
-    Every buffer starts at a multiple of ALIGNMENT, as TFLite's schema asks (force_align), which
-    the Python classes generated from it do not do.
-    """
-    import flatbuffers  # type: ignore[import-untyped]
-
-    model.buffers = [_Aligned(buffer) for buffer in model.buffers]
-    size = sum(len(buffer.data) for buffer in model.buffers)
-    builder = flatbuffers.Builder(size + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-class _Aligned:
-    """A schema.BufferT that is written aligned; its data lie inside the flatbuffer."""
-
-    def __init__(self, buffer: Any) -> None:
-        self.data = b"" if buffer.data is None else bytes(buffer.data)
-
-    def Pack(self, builder: Any) -> int:  # noqa: N802  # what ModelT.Pack calls
-        from ai_edge_litert import schema_py_generated as schema
-
-        if self.data:
-            # The vector is built back to front: its length is to lie just before a multiple.
-            builder.Prep(ALIGNMENT, len(self.data))
-            data = builder.CreateByteVector(self.data)
-        schema.BufferStart(builder)
-        if self.data:
-            schema.BufferAddData(builder, data)
-        return int(schema.BufferEnd(builder))
+def _channels_last(x: Floats) -> Floats:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def _convert(network: nn.Module, example: Tensor, path: Path) -> None:

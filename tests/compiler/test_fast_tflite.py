@@ -21,7 +21,8 @@ from compiler.targets import TargetError
 from compiler.targets.candidates import SUFFIX, candidate, from_onnx
 from compiler.targets.fast_tflite import PORTABLE, fast_tflite
 from compiler.targets.onnx import run_onnx
-from compiler.targets.tflite import ALIGNMENT, build_tflite, run_tflite
+from compiler.targets.tflite import build_tflite, run_tflite
+from compiler.targets.tflite_flatbuffer import ALIGNMENT
 from compiler.work import WorkFolder
 from device_agents.runtimes import RUNTIMES
 

@@ -148,12 +148,6 @@ def test_a_batch_of_two_is_refused(example, tmp_path):
         build_onnx(seeded(Mobile), torch.cat([example, example]), tmp_path, TARGET)
 
 
-def test_a_precision_that_is_not_built_is_refused(example, tmp_path):
-    target = Target("pi-int8", "aarch64", "linux", "onnxruntime", precision="int8")
-    with pytest.raises(TargetError, match=r"^pi-int8: precision 'int8' .* Next: "):
-        build_onnx(seeded(Mobile), example, tmp_path, target)
-
-
 def test_a_model_that_deviates_is_refused():
     expected = torch.ones(1, 10).numpy()
     with pytest.raises(TargetError, match=r"deviates by 0\.001 from PyTorch"):

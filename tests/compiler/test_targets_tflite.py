@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from compiler.targets import TargetError, build_tflite
 from compiler.targets.built import reference_output
-from compiler.targets.tflite import run_tflite, with_weights_inside
+from compiler.targets.tflite import run_tflite
+from compiler.targets.tflite_flatbuffer import with_weights_inside
 from device_agents.contract.artifacts import Target
 
 TARGET = Target("rack-tflite", "x86_64", "linux", "tflite")
@@ -71,11 +72,6 @@ def test_weights_outside_the_flatbuffer_are_brought_inside(built, model):
     parsed = schema.ModelT.InitFromPackedBuf(mended, 0)
     assert all(buffer.offset == 0 for buffer in parsed.buffers)
     np.testing.assert_array_equal(run_tflite(mended, x), run_tflite(model, x))
-
-
-def test_a_precision_that_is_not_built_is_refused(network, example, tmp_path):
-    with pytest.raises(TargetError, match="precision 'int8' cannot be built"):
-        build_tflite(network, example, tmp_path, Target("t", "any", "any", "tflite", "int8"))
 
 
 def test_an_unknown_operator_names_the_target_and_carries_what_the_converter_said(
