@@ -7,7 +7,7 @@ board's features and a bound, a Design: legal widths, scored again, or FallsShor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class FallsShortError(CompilerError):
 class Design:
     """Legal widths for one board. predicted_ms: by rescore where given, else by the predictor.
 
-    accuracy: of the AccuracyModel, a fraction. dense_ms: of the dense shape, from the same source.
+    accuracy: as judged, or else of the AccuracyModel less its usual error; a fraction. dense_ms: of
+    the dense shape, from the same source.
     """
 
     widths: Widths
@@ -80,12 +81,19 @@ class Designer:
     """Answers in milliseconds for any board in the range that it was trained on."""
 
     def __init__(
-        self, space: PruneSpace, known: KnownDevices, accuracy: AccuracyModel, spread: Spread
+        self,
+        space: PruneSpace,
+        known: KnownDevices,
+        accuracy: AccuracyModel,
+        spread: Spread,
+        judged: Mapping[Widths, float],
     ) -> None:
+        """judged: shapes whose accuracy is known; they are candidates for every board."""
         self.space = space
         self.known = known
         self.accuracy = accuracy
         self.spread = spread
+        self.judged = dict(judged)
         self._shapes = ShapeCosts(space)
         self._predictor = PairPredictor(known)
         self._optimizer = WidthOptimizer(self._shapes)
@@ -94,11 +102,27 @@ class Designer:
         """Both networks, from weights drawn by the seed; the predictor first, then frozen."""
         torch.manual_seed(seed)
         self._predictor = PairPredictor(self.known)
+        train_predictor(self._predictor, self._lessons(effort, seed, watch))
+        return self.learn_accuracy(self.accuracy, self.judged, effort, seed, watch)
+
+    def learn_accuracy(
+        self,
+        accuracy: AccuracyModel,
+        judged: Mapping[Widths, float],
+        effort: Effort,
+        seed: int,
+        watch: Watch,
+    ) -> Designer:
+        """The optimizer anew, for what is known of accuracy by now; the predictor stays."""
+        torch.manual_seed(seed)
+        self.accuracy, self.judged = accuracy, dict(judged)
         self._optimizer = WidthOptimizer(self._shapes)
-        lessons = Lessons(self._shapes, self.known, self.spread, effort, seed, watch)
-        train_predictor(self._predictor, lessons)
-        train_optimizer(self._optimizer, self._predictor, self.accuracy, lessons)
+        lessons = self._lessons(effort, seed, watch)
+        train_optimizer(self._optimizer, self._predictor, accuracy, lessons)
         return self
+
+    def _lessons(self, effort: Effort, seed: int, watch: Watch) -> Lessons:
+        return Lessons(self._shapes, self.known, self.spread, effort, seed, watch)
 
     def predict_ms(self, device: DeviceFeatures, widths: IntArray) -> FloatArray:
         """The predictor's latency of shapes (n, n_groups) on a board, (n,)."""
@@ -108,9 +132,12 @@ class Designer:
         return np.asarray(found.numpy())
 
     def accuracy_of(self, widths: IntArray) -> FloatArray:
-        """The AccuracyModel's accuracy of shapes (n, n_groups), (n,)."""
+        """Of shapes (n, n_groups), (n,): as judged, or else of the model less its usual error."""
         kept = torch.tensor(widths, dtype=torch.float64) / self._shapes.dense_widths
-        return np.asarray(self.accuracy.accuracy(kept).numpy())
+        found = np.asarray(self.accuracy.accuracy(kept).numpy()) - self.accuracy.cv_error
+        for row, shape in enumerate(map(tuple, widths.tolist())):
+            found[row] = self.judged.get(shape, found[row])
+        return found
 
     def most_accurate(
         self, device: DeviceFeatures, latency_ms: float, rescore: Rescore | None = None
@@ -154,7 +181,8 @@ class Designer:
 
     def _scored_candidates(self, device: DeviceFeatures, rescore: Rescore | None) -> _Scored:
         self._require_known(device)
-        widths = self.candidates(device)
+        known = np.array(list(self.judged), dtype=np.int64).reshape(-1, len(self.space.groups))
+        widths = np.unique(np.concatenate([self.candidates(device.vector()), known]), axis=0)
         dense = np.asarray([self.space.dense_widths], dtype=np.int64)
         ms = self._scored(device, np.concatenate([widths, dense]), rescore)
         return _Scored(widths, ms[:-1], self.accuracy_of(widths), float(ms[-1]))
@@ -172,11 +200,13 @@ class Designer:
             )
             raise FallsShortError(f"{device.name}: {fact}. Next: search")
 
-    def candidates(self, device: DeviceFeatures) -> IntArray:
-        """Legal shapes over the whole range of targets, each once, (n, n_groups), unscored."""
+    def candidates(self, vector: FloatArray) -> IntArray:
+        """Legal shapes over the whole range of targets, each once, (n, n_groups), unscored.
+
+        vector: of one device, (N_FEATURES,).
+        """
         with torch.no_grad():
-            vector = torch.tensor(device.vector())[None]
-            known = self._predictor.standardised(vector).expand(CANDIDATES, -1)
+            known = self._predictor.standardised(torch.tensor(vector)[None]).expand(CANDIDATES, -1)
             kept = self._optimizer(known, torch.linspace(0, 1, CANDIDATES, dtype=torch.float64))
         return np.asarray(np.unique(decode(self.space, kept.numpy()), axis=0))
 
@@ -207,6 +237,7 @@ class Designer:
                 "devices": as_documents(self.known.devices),
                 "accuracy": asdict(self.accuracy),
                 "spread": asdict(self.spread),
+                "judged": [[list(widths), accuracy] for widths, accuracy in self.judged.items()],
             },
         )
 
@@ -225,15 +256,15 @@ class Designer:
                 }
             )
             spread = Spread(**document["spread"])
+            judged = {tuple(map(int, w)): float(value) for w, value in document["judged"]}
         except (KeyError, TypeError, ValueError) as error:
             raise CompilerError(
                 f"{path}: is not a designer ({error}). Next: fleetcut compile --mode amortised"
             ) from None
         state = weights.load(folder / "designer.safetensors")
         costs = state["predictor.costs"]
-        designer = cls(
-            space, KnownDevices(devices, costs, state["predictor.part_of"]), accuracy, spread
-        )
+        known = KnownDevices(devices, costs, state["predictor.part_of"])
+        designer = cls(space, known, accuracy, spread, judged)
         designer._predictor.load_state_dict(_under(state, "predictor."))
         designer._optimizer.load_state_dict(_under(state, "optimizer."))
         designer._predictor.eval().requires_grad_(False)

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.amortised.accuracy import AccuracyModel, fit_accuracy
 from compiler.amortised.designer import Designer
 from compiler.amortised.device import device_features
-from compiler.amortised.optimizer import Effort, Watch
+from compiler.amortised.optimizer import Effort
 from compiler.amortised.predictor import KnownDevices, known_devices
 from compiler.amortised.shapes import ShapeCosts
-from compiler.amortised.spread import Spread
+from compiler.amortised.teaching import Budget, teach
 from compiler.dataset import Runs, lower_median
 from compiler.fine_tuning import Found, Observe
 from compiler.fleet import Fleet
@@ -26,7 +25,6 @@ from compiler.pruning.judge import Accuracy, as_widths
 from compiler.pruning.objectives import Objective
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.recipe import Recipe
-from compiler.sampling import sample_widths
 from compiler.shrink import Shortcut
 from compiler.work import WorkFolder
 
@@ -47,36 +45,22 @@ def shortcut(
 
     runs: of anchors and of the shapes of widths_by_model, on the representatives.
     """
-    title = f"design {fleet.space.network}"
 
     def designed(accuracy: Accuracy, objective: Objective, max_drop: float) -> Found | None:
         folder = work.designer(fleet.space.network)
         if not (folder / "designer.json").exists():
-            model = _accuracy_model(recipe, fleet.space, accuracy, observe)
             known = _known(recipe, fleet.space, widths_by_model, runs, representatives)
-            designer = Designer(fleet.space, known, model, Spread())
+            n_classes = 1 + int(load_splits(recipe, fleet.space.network).train_y.max())
+            budget = Budget(recipe.search.max_accuracy_evaluations, max_drop, n_classes)
             effort = Effort(boards=recipe.amortised.boards, steps=recipe.amortised.steps)
-            designer.train(effort, recipe.seed, _watching(title, observe)).save(folder)
+            teach(fleet.space, known, accuracy, budget, effort, recipe.seed, observe).save(folder)
         found = fleet_shape(Designer.load(folder), fleet, objective, accuracy, max_drop)
         if found is None:
+            title = f"design {fleet.space.network}"
             observe(title, 0, 1, "no design keeps the accuracy: searching")
         return found
 
     return designed
-
-
-def _accuracy_model(
-    recipe: Recipe, space: PruneSpace, accuracy: Accuracy, observe: Observe
-) -> AccuracyModel:
-    """From as many judged shapes as one search may judge, but once for all boards to come."""
-    shapes = sample_widths(space, recipe.search.max_accuracy_evaluations, recipe.seed)
-    judged = []
-    for number, widths in enumerate(shapes, start=1):
-        judged.append(accuracy(widths))
-        observe(f"judge shapes of {space.network}", number, len(shapes), f"{judged[-1]:.1%}")
-    n_classes = 1 + int(load_splits(recipe, space.network).train_y.max())
-    dense = accuracy(space.dense_widths)
-    return fit_accuracy(space, shapes, judged, dense, n_classes, recipe.seed)
 
 
 def _known(
@@ -92,14 +76,6 @@ def _known(
     return known_devices(ShapeCosts(space), devices, widths, ms)
 
 
-def _watching(title: str, observe: Observe) -> Watch:
-    def watch(done: int, total: int, loss: float) -> None:
-        if done % 100 == 0 or done == total:
-            observe(title, done, total, f"loss {loss:.4g}")
-
-    return watch
-
-
 def fleet_shape(
     designer: Designer, fleet: Fleet, objective: Objective, accuracy: Accuracy, max_drop: float
 ) -> Found | None:
@@ -109,9 +85,8 @@ def fleet_shape(
     accuracy, asked in truth, is within max_drop of the dense network's. None where none is.
     """
     dense_accuracy = accuracy(fleet.space.dense_widths)
-    rows = np.unique(
-        np.concatenate([designer.candidates(device) for device in designer.known.devices]), axis=0
-    )
+    answers = [designer.candidates(device.vector()) for device in designer.known.devices]
+    rows = np.unique(np.concatenate([*answers, np.array(list(designer.judged))]), axis=0)
     ms, _ = fleet.latency()(rows)
     value = objective.value(ms)
     least = dense_accuracy - max_drop

@@ -17,10 +17,11 @@ from compiler.amortised.optimizer import Effort
 from compiler.amortised.predictor import KnownDevices, known_devices, pair_ms
 from compiler.amortised.shapes import PARTS, ShapeCosts
 from compiler.amortised.spread import Spread, simulate
+from compiler.amortised.teaching import Budget, teach
 from compiler.errors import CompilerError
 from compiler.features import physics_features
 from compiler.pruning.groups import trace
-from compiler.pruning.widths import PruneSpace
+from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import sample_widths
 
 EFFORT = Effort(boards=256, steps=300, batch=64)
@@ -69,7 +70,7 @@ def accuracy(space: PruneSpace) -> AccuracyModel:
 
 @pytest.fixture(scope="module")
 def designer(space: PruneSpace, known: KnownDevices, accuracy: AccuracyModel) -> Designer:
-    return Designer(space, known, accuracy, SPREAD).train(EFFORT, 0, lambda *_: None)
+    return Designer(space, known, accuracy, SPREAD, {}).train(EFFORT, 0, lambda *_: None)
 
 
 def test_features_as_tensors_are_those_of_the_surrogates(space: PruneSpace) -> None:
@@ -199,8 +200,32 @@ def test_saved_and_loaded_it_gives_the_same_designs(designer: Designer, tmp_path
 def test_the_same_seed_trains_the_same_designer(
     space: PruneSpace, known: KnownDevices, accuracy: AccuracyModel, designer: Designer
 ) -> None:
-    again = Designer(space, known, accuracy, SPREAD).train(EFFORT, 0, lambda *_: None)
+    again = Designer(space, known, accuracy, SPREAD, {}).train(EFFORT, 0, lambda *_: None)
     assert again.fastest(device(), 0.8) == designer.fastest(device(), 0.8)
+
+
+def test_half_of_the_budget_is_judged_where_the_designs_will_lie(
+    space: PruneSpace, known: KnownDevices, accuracy: AccuracyModel
+) -> None:
+    """Each shape deviates from the model in its own way: designs must not go by the model alone."""
+    dense = torch.tensor(space.dense_widths, dtype=torch.float64)
+    asked: list[Widths] = []
+
+    def proxy(widths: Widths) -> float:
+        asked.append(widths)
+        kept = torch.tensor([widths], dtype=torch.float64) / dense
+        deviation = np.random.default_rng(list(widths)).normal(0, 0.01)
+        return float(np.clip(float(accuracy.accuracy(kept)) + deviation, 0, 1))
+
+    budget = Budget(n_judged=60, max_drop=0.15, n_classes=10)
+    designer = teach(space, known, proxy, budget, EFFORT, 0, lambda *_: None)
+    assert len(asked) == len(set(asked)) == len(designer.judged) <= 60
+    floor = proxy(space.dense_widths) - 0.15
+    near = [widths for widths in asked[31:60] if abs(designer.judged[widths] - floor) < 0.05]
+    assert len(near) > 15
+    for slower in (1.0, 1.5, 2.0):
+        design = designer.fastest(device(slower=slower), floor)
+        assert proxy(design.widths) >= floor - 0.02
 
 
 def test_devices_are_plain_data() -> None:
