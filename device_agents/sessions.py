@@ -29,6 +29,8 @@ _POLL_MS = 100
 _TERM_S = 20.0
 _KILL_S = 10.0
 _STOP_POLL_S = 0.02
+_ALIVE_S = 5.0
+_ALIVE = b'{"event": "alive"}\n'
 
 
 def take_specs(home: Home, session_id: str, file_name: str) -> None:
@@ -78,17 +80,23 @@ def follow(
 ) -> Optional[str]:
     """Write journal lines until the session has ended. Returns how: "finished", "interrupted".
 
-    None when the reader of out_fd is gone: nobody is left to follow for.
+    While there is none it says that it is alive: a cut network must not look like a long run.
+    Returns None when the reader of out_fd is gone: nobody is left to follow for.
     """
     folder = _folder(home, session_id)
     reader = Reader(folder / "journal.jsonl", after_seq)
     poller = select.poll()
     poller.register(out_fd, 0)  # only POLLERR and POLLHUP: the other end has closed
+    said_s = time.monotonic()
     while True:
         # Asked before reading: what is read after the worker's end is all there will be.
         alive = is_held(folder / "worker.lock")
-        for _, line in reader.new():
+        lines = [line for _, line in reader.new()]
+        if not lines and time.monotonic() - said_s >= _ALIVE_S:
+            lines = [_ALIVE]
+        for line in lines:
             write(line)
+            said_s = time.monotonic()
         if not alive:
             return _ended(reader)
         if poller.poll(_POLL_MS):

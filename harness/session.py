@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
 _DISK_MARGIN_BYTES = 32 << 20
-_END = b'{"event": "end"'
+ALIVE_SILENCE_S = 30.0
+"""Longest pause of a followed session: its agent speaks every five seconds."""
+
+_END, _ALIVE = b'{"event": "end"', b'{"event": "alive"}'
 _FENCED = 4
 _CHANGING = frozenset({"start", "stop", "ack", "install", "rollback", "signers", "clean"})
 """Verbs that a controller whose lease has ended must not have done any more."""
@@ -238,14 +242,27 @@ class AgentSession:
     def entries(
         self, session_id: str, after_seq: int, *, follow: bool, silence_s: float
     ) -> Iterator[JournalEntry]:
-        """Journal entries after ``after_seq``, and last the end. following waits for more."""
-        verb = "attach" if follow else "collect"
-        seq = after_seq
-        with contextlib.closing(self._lines(silence_s, verb, session_id, after_seq)) as lines:
+        """Journal entries after ``after_seq``, and last the end. following waits for more.
+
+        silence_s: longest time between two of them. Raises TransientBoardError after it, and long
+        before where the network or the agent is gone.
+        """
+        verb, line_silence_s, seq = "collect", silence_s, after_seq
+        if follow:
+            verb, line_silence_s = "attach", min(silence_s, ALIVE_SILENCE_S)
+        heard_s = time.monotonic()
+        with contextlib.closing(self._lines(line_silence_s, verb, session_id, after_seq)) as lines:
             for line in lines:
-                entry = self._entry(line, seq)
-                seq = entry.seq
-                yield entry
+                if not line.startswith(_ALIVE):
+                    entry = self._entry(line, seq)
+                    seq, heard_s = entry.seq, time.monotonic()
+                    yield entry
+                elif time.monotonic() - heard_s > silence_s:
+                    raise TransientBoardError(
+                        self.board.board_id,
+                        f"its worker lives, but has said nothing for {silence_s:g} s",
+                        f"fleetcut check {self.board.board_id}",
+                    )
 
     def ack(self, session_id: str, seq: int) -> None:
         """All up to ``seq`` is stored here: the board may forget it."""

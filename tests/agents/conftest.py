@@ -116,7 +116,7 @@ class Agent:
     def follow(self, session: str, after: int = 0) -> list[dict[str, Any]]:
         answer = self.run("attach", session, "--after", str(after))
         assert answer.status == 0, answer.stderr
-        return answer.lines
+        return [line for line in answer.lines if line["event"] != "alive"]
 
     def attach(self, session: str) -> subprocess.Popen[str]:
         return subprocess.Popen(self.argv("attach", session), stdout=subprocess.PIPE, text=True)

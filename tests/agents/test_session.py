@@ -122,10 +122,21 @@ def test_attach_follows_and_ends(agent, stub, gate):
             assert answer == {"session": "s", "state": "running", "pid": worker_pid(agent, "s")}
             assert agent.run("ack", "s", "99").lines[0]["removed"] is False
             gate.let_go()
-            rest = [json.loads(line) for line in follower.stdout]
+            rest = [line for line in map(json.loads, follower.stdout) if line["event"] != "alive"]
     assert events(rest) == ["record", "finished", "end"]
     assert rest[-1]["state"] == "finished"
     assert follower.returncode == 0
+
+
+def test_attach_says_that_it_is_alive_while_a_run_is_long(agent, stub, gate):
+    agent.start("s", specs(agent.push(stub(gate.on_bench)), 1))
+    with gate.arrived() as arrived:
+        arrived.readline()
+        with agent.attach("s") as follower:
+            said = [json.loads(follower.stdout.readline())["event"] for _ in range(3)]
+            gate.let_go()
+            follower.stdout.read()
+    assert said == ["session", "run_started", "alive"]
 
 
 def test_attach_ends_when_its_reader_is_gone(agent, stub, gate):

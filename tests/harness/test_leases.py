@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from harness import holder
 from harness.errors import LeaseError
@@ -35,8 +37,8 @@ def clock():
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = Store(tmp_path / "lab.db")
+def store(address):
+    opened = Store(address)
     yield opened
     opened.close()
 
@@ -128,14 +130,18 @@ def test_a_holder_that_still_beats_is_reported_at_its_first_beat(store, clock, m
     assert stopping.waits == 1
 
 
-def test_the_lease_of_a_process_that_was_killed_here_is_free_at_once(store, tmp_path):
+def test_the_lease_of_a_process_that_was_killed_here_is_free_at_once(store, address):
     script = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from harness.leases import Leases; from harness.store import Store\n"
-        "Leases(Store(Path(sys.argv[1]))).acquire('pi-1', 'x')\n"
+        "import os, signal, sys\n"
+        "from harness.leases import Leases; from harness.store import Store, address_of\n"
+        "Leases(Store(address_of(sys.stdin.read()))).acquire('pi-1', 'x')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "lab.db"], timeout=120)
+    text = str(address)
+    if isinstance(address, sa.URL):
+        text = address.render_as_string(hide_password=False)
+    done = subprocess.run([sys.executable, "-c", script], input=text, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
     assert Leases(store).acquire("pi-1", "y").token == 2
 
 
