@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from compiler.pruning.surgery import materialise
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.recipe import Measuring, Recipe, RecipeTarget
 from compiler.sampling import sample_widths
-from compiler.targets import fast_onnx
+from compiler.targets.candidates import candidate
 from compiler.work import WorkFolder, write_text
 from fleetcut import verbs
 from fleetcut.console import Console
@@ -71,12 +71,14 @@ class Effort:
     """How much is measured of each network on each board.
 
     sizes: points of the learning curve, ascending; the last is how many shapes are sampled.
+    runtime: ort or tflite.
     """
 
     networks: tuple[str, ...]
     sizes: tuple[int, ...]
     held_out: int
     repeats: int
+    runtime: Literal["ort", "tflite"] = "ort"
 
     def recipe(self) -> Recipe:
         """What the work folder is bound to, and how long each run goes on."""
@@ -87,6 +89,7 @@ class Effort:
             networks=self.networks,
             seed=SEED,
             width_step=WIDTH_STEP,
+            runtime=self.runtime,
             measuring=Measuring(
                 samples=self.sizes[-1] + self.held_out,
                 held_out=self.held_out,
@@ -135,21 +138,21 @@ def random_widths(
     return tuple(drawn)
 
 
-def measured(folder: Path, effort: Effort) -> list[Measured]:
+def measured(folder: Path, effort: Effort, spec: RackSpec = BOARDS) -> list[Measured]:
     """Every board and network, measured now or read from the folder. Raises HarnessError."""
     recipe = effort.recipe()
     work = WorkFolder(folder, recipe)
     spaces = {name: _space(work, name, recipe) for name in effort.networks}
     if not has_proposal(work, "samples"):
-        _propose(work, recipe, spaces)
+        _propose(work, recipe, spaces, spec)
     proposal = load_proposal(work, "samples")
     dataset = folder / "dataset"
     if not (dataset / "dataset.json").exists():
-        _measure(folder, proposal.campaign_path, dataset)
+        measure_campaign(folder, proposal.campaign_path, dataset, spec)
     runs = read_runs(dataset)
     return [
         _shapes(runs, proposal.facts_by_model, board.board_id, space)
-        for board in BOARDS.boards
+        for board in spec.boards
         for space in spaces.values()
     ]
 
@@ -168,7 +171,9 @@ def _space(work: WorkFolder, name: str, recipe: Recipe) -> PruneSpace:
     return PruneSpace.from_json(path.read_text(encoding="utf-8"))
 
 
-def _propose(work: WorkFolder, recipe: Recipe, spaces: Mapping[str, PruneSpace]) -> None:
+def _propose(
+    work: WorkFolder, recipe: Recipe, spaces: Mapping[str, PruneSpace], spec: RackSpec
+) -> None:
     measuring = recipe.measuring
     models: list[ProposedModel] = []
     for name, space in spaces.items():
@@ -176,7 +181,7 @@ def _propose(work: WorkFolder, recipe: Recipe, spaces: Mapping[str, PruneSpace])
         judged = random_widths(space, measuring.held_out, recipe.seed, frozenset(train))
         for position, widths in enumerate((*train, *judged)):
             network = materialise(name, space, widths, recipe.seed)
-            model = fast_onnx(network, torch.zeros(1, *space.input_shape))
+            model = candidate(recipe.runtime, network, torch.zeros(1, *space.input_shape))
             facts = {
                 "network": name,
                 "widths": widths,
@@ -184,14 +189,14 @@ def _propose(work: WorkFolder, recipe: Recipe, spaces: Mapping[str, PruneSpace])
                 "held_out": position >= len(train),
             }
             models.append(ProposedModel(f"{name}-{position:03d}", model, facts))
-    boards = [board.board_id for board in BOARDS.boards]
+    boards = [board.board_id for board in spec.boards]
     propose(work, recipe, "samples", models, boards=boards, repeats=measuring.sample_repeats)
 
 
-def _measure(folder: Path, campaign_path: Path, dataset: Path) -> None:
+def measure_campaign(folder: Path, campaign_path: Path, dataset: Path, spec: RackSpec) -> None:
     """Board after board, for two at a time would disturb each other on a small machine."""
     console = Console(json_mode=True)
-    status = rack.up(folder / "rack", BOARDS)
+    status = rack.up(folder / "rack", spec)
     store = Store(folder / "fleetcut.db")
     try:
         campaign = load_campaign(campaign_path, load_inventory(status.inventory))

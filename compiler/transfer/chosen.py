@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 from sklearn.base import BaseEstimator
 
 from compiler.surrogates import order_statistic
@@ -26,8 +27,8 @@ FAVOURITE = "mixture"
 """It holds the others as its limits and weighs them by the evidence, which ten samples allow and
 cross-validation among them hardly does: choosing the simplest within a standard error instead lost
 0.02 of rank correlation at the median over fifteen public devices."""
-CLEARLY = 2.0
-"""Standard errors by which another method must be better."""
+CHANCE = 0.05
+"""Of leaving the favourite for another method that is no better."""
 LEAST_JUDGED = 4
 """Fewer samples cannot be split into what is learned from and what judges."""
 LEAVE_ONE_OUT = 25
@@ -134,12 +135,13 @@ class ChosenTransfer(BaseEstimator):
     def _choose(self) -> str:
         """The favourite, unless another one's error is clearly less; of those the least.
 
-        Clearly: errors on samples left out, sample by sample, smaller by more than CLEARLY
-        standard errors of their mean difference.
+        Clearly: by a paired t-test of the errors on samples left out, at CHANCE over all the rivals
+        together (Bonferroni).
         """
         first = FAVOURITE if FAVOURITE in self.errors_ else RAW
         own = self.errors_[first].error
-        better = [name for name, e in self.errors_.items() if _clearly_less(e.error, own)]
+        chance = CHANCE / max(len(self.errors_) - 1, 1)
+        better = [name for name, e in self.errors_.items() if _less(e.error, own, chance)]
         return min(better, key=lambda m: float(self.errors_[m].error.mean()), default=first)
 
     def _reason(self) -> str:
@@ -156,7 +158,8 @@ class ChosenTransfer(BaseEstimator):
         return f"{self.method_}: {said}, raw proxy {raw.error.mean():.1%}"
 
 
-def _clearly_less(error: FloatArray, other: FloatArray) -> bool:
-    """error, other: (n,), n ≥ 2, of the same samples."""
+def _less(error: FloatArray, other: FloatArray, chance: float) -> bool:
+    """Whether the mean is less, but for this chance. error, other: (n,), n ≥ 2, paired."""
     apart = other - error
-    return bool(apart.mean() > CLEARLY * apart.std(ddof=1) / np.sqrt(len(apart)))
+    n = len(apart)
+    return bool(apart.mean() > student.ppf(1 - chance, n - 1) * apart.std(ddof=1) / np.sqrt(n))
