@@ -7,6 +7,8 @@ Formats: https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.sshsig
 
 from __future__ import annotations
 
+import base64
+import binascii
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -25,8 +27,7 @@ SIGNERS_NAME = "allowed_signers"
 """The name in the statement that lets a changed allowed_signers file in."""
 
 _TIMEOUT_S = 30.0
-_MOST_BYTES = 1 << 16
-"""Of a signature: OpenSSH's are below 4 KB."""
+_BEGIN, _END, _WRAP = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----", 70
 
 
 class SignatureError(Exception):
@@ -80,8 +81,7 @@ def signer_of(data: bytes, signature: bytes, signers: Path, namespace: str) -> s
     signers: in ssh-keygen's ALLOWED SIGNERS format. Raises SignatureError; NoSshKeygenError where
     it cannot be checked.
     """
-    if len(signature) > _MOST_BYTES:
-        raise SignatureError(f"a signature of {len(signature)} bytes is none")
+    _require_canonical(signature)
     with tempfile.TemporaryDirectory(prefix="fleetcut-sig-") as folder:
         path = Path(folder, "sig")
         path.write_bytes(signature)
@@ -96,9 +96,17 @@ def signer_of(data: bytes, signature: bytes, signers: Path, namespace: str) -> s
     raise SignatureError(f"its signature does not fit what was signed as {namespace}")
 
 
-def require_ssh_keygen() -> None:
-    """Raises NoSshKeygenError where no signature can be checked."""
-    _keygen("find-principals")
+def _require_canonical(signature: bytes) -> None:
+    """As ssh-keygen wrote it, to the last byte: it would read other forms of the same one too."""
+    body = b"".join(signature.split(b"\n")[1:-2])
+    try:
+        raw = base64.b64decode(body, validate=True)
+    except binascii.Error:
+        raw = b""
+    text = base64.b64encode(raw)
+    lines = [text[at : at + _WRAP] for at in range(0, len(text), _WRAP)]
+    if not raw or signature != b"\n".join([_BEGIN, *lines, _END, b""]):
+        raise SignatureError("its signature is not in the form that ssh-keygen writes")
 
 
 def _keygen(
