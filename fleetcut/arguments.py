@@ -6,11 +6,16 @@ Input: argparse's subparsers. Output: parsers with the arguments that several ve
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 from fleetcut.console import Console
+from harness.errors import SelectionError
+from harness.store import DEFAULT_ADDRESS, StoreAddress, address_of
+
+STORE_VARIABLE = "FLEETCUT_STORE"
 
 Handler = Callable[[Console, argparse.Namespace], int]
 
@@ -41,9 +46,19 @@ def add_inventory(parser: argparse.ArgumentParser, default: str | None = "invent
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--store", type=Path, default=Path(".fleetcut/fleetcut.db"), metavar="FILE",
-        help="database of records (default: .fleetcut/fleetcut.db)",
+        "--store", type=_store, default=os.environ.get(STORE_VARIABLE, DEFAULT_ADDRESS),
+        metavar="FILE|URL",
+        help="database of records: a file, or postgresql+psycopg://USER@HOST/DATABASE "
+        f"(default: ${STORE_VARIABLE}, else {DEFAULT_ADDRESS})",
     )  # fmt: skip
+
+
+def _store(text: str) -> StoreAddress:
+    try:
+        return address_of(text)
+    except SelectionError as error:
+        # argparse shows this message and not the text, which may hold a password.
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_boards(parser: argparse.ArgumentParser, how: str = "BOARD") -> None:

@@ -19,6 +19,7 @@ from fleetcut.arguments import add_boards as _boards
 from fleetcut.arguments import add_inventory as _inventory
 from fleetcut.arguments import add_store as _store
 from fleetcut.arguments import add_verb as _verb
+from fleetcut.cli_records import add_nightly, add_records
 from fleetcut.cli_ship import add_ship
 from fleetcut.console import Console
 from harness.errors import BoardError, DocumentError, HarnessError, SelectionError
@@ -67,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(subparsers)
     _add_rack(subparsers)
     _add_boards(subparsers)
-    _add_records(subparsers)
+    _add_measure(subparsers)
+    add_records(subparsers)
+    add_nightly(subparsers)
     _add_compare(subparsers)
     _add_compile(subparsers)
     _add_whatif(subparsers)
@@ -156,7 +159,7 @@ def _add_boards(subparsers: Subparsers) -> None:
     )
 
 
-def _add_records(subparsers: Subparsers) -> None:
+def _add_measure(subparsers: Subparsers) -> None:
     def plan(console: Console, a: argparse.Namespace) -> int:
         from fleetcut.planning import plan as show
 
@@ -184,32 +187,6 @@ def _add_records(subparsers: Subparsers) -> None:
     parser.add_argument("campaign", type=Path, metavar="CAMPAIGN", help="campaign.yaml")
     parser.add_argument(
         "--tries", type=int, default=1, metavar="N", help="measure a run that does not count anew"
-    )
-    parser = _verb(
-        subparsers,
-        "results",
-        "list measured runs, the newest last",
-        "fleetcut results --campaign nightly --limit 20",
-        lambda console, a: verbs.results(console, a.store, a.campaign, a.board, a.limit),
-    )
-    _store(parser)
-    parser.add_argument("--campaign", action="append", metavar="ID")
-    parser.add_argument("--board", action="append", metavar="BOARD")
-    parser.add_argument("--limit", type=int, default=50)
-    parser = _verb(
-        subparsers,
-        "export",
-        "write measured runs as a dataset folder (Parquet and its provenance)",
-        "fleetcut export --out dataset --campaign nightly",
-        lambda console, a: verbs.export(
-            console, a.store, a.out, a.campaign, include_invalid=a.include_invalid
-        ),
-    )
-    _store(parser)
-    parser.add_argument("--out", type=Path, default=Path("dataset"), metavar="FOLDER")
-    parser.add_argument("--campaign", action="append", metavar="ID")
-    parser.add_argument(
-        "--include-invalid", action="store_true", help="also runs not to be trusted"
     )
 
 

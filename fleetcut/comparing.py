@@ -9,21 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from fleetcut.console import Console
 from fleetcut.verbs import CHECK_FAILED, DONE
 from harness.comparison import CHANGE_OF_INTEREST
 from harness.errors import SelectionError
 from harness.pairing import AXES, NOTHING, Compared, Row, Side, compare_runs
-from harness.store import Store
+from harness.store import Store, StoreAddress, is_there
 
 _PERCENT = 100
 
 
 def compare(
     console: Console,
-    store_path: Path,
+    store_path: StoreAddress,
     names: tuple[str, str],
     campaigns: Sequence[str] | None,
     boards: Sequence[str] | None,
@@ -32,7 +31,7 @@ def compare(
     """Compare side B with side A. Raises SelectionError where a name fits nothing."""
     if not 0 < alpha < 0.5:
         raise SelectionError(f"--alpha {alpha} is not between 0 and 0.5. Next: write 0.01")
-    if not store_path.exists():
+    if not is_there(store_path):
         raise SelectionError(f"{store_path}: no such store. Next: fleetcut measure campaign.yaml")
     store = Store(store_path)
     try:

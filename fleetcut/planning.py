@@ -15,26 +15,28 @@ from fleetcut.verbs import DONE
 from harness.campaign import Campaign, load_campaign
 from harness.inventory import load_inventory
 from harness.plan import History, Plan, Span, make_plan
-from harness.store import Store
+from harness.store import Store, StoreAddress, is_there
 
 LATEST_RECORDS = 2000
 """How many are looked at for durations: reading one takes some milliseconds."""
 
 
-def plan(console: Console, inventory_path: Path, campaign_path: Path, store_path: Path) -> int:
+def plan(
+    console: Console, inventory_path: Path, campaign_path: Path, store_path: StoreAddress
+) -> int:
     """Print the cells, each board's estimate and the whole wall-clock time."""
     campaign = load_campaign(campaign_path, load_inventory(inventory_path))
     planned = _planned(campaign, store_path)
     _show(console, planned)
-    if not store_path.exists():
+    if not is_there(store_path):
         console.line(f"Assumed: nothing was measured before, there is no {store_path}")
     console.answer(_document(planned))
     console.next(f"fleetcut measure {campaign_path} --inventory {inventory_path}")
     return DONE
 
 
-def _planned(campaign: Campaign, store_path: Path) -> Plan:
-    if not store_path.exists():
+def _planned(campaign: Campaign, store_path: StoreAddress) -> Plan:
+    if not is_there(store_path):
         return make_plan(campaign, (), History())
     store = Store(store_path, read_only=True)
     try:

@@ -26,7 +26,7 @@ from harness.deploy import LocalArtifact, load_artifact
 from harness.inventory import Board, load_inventory
 from harness.report import write_report
 from harness.statistics import median_interval_ns, median_ns
-from harness.store import Store, StoredRun
+from harness.store import Store, StoreAddress, StoredRun
 
 NS_PER_MS = 1e6
 MAX_TIMELINE_STATES = 400
@@ -45,7 +45,9 @@ class Compiled:
         return read_json(self.work.joinpath(*parts))
 
 
-def report(console: Console, work: Path, store_path: Path, inventory_path: Path, out: Path) -> int:
+def report(
+    console: Console, work: Path, store_path: StoreAddress, inventory_path: Path, out: Path
+) -> int:
     """The verb: assemble and write the page."""
     store = Store(store_path)
     try:

@@ -24,7 +24,7 @@ from harness.executor import Executor, Retries
 from harness.inventory import Board, Inventory, load_inventory
 from harness.session import AgentSession
 from harness.ssh import SshTransport
-from harness.store import Store
+from harness.store import Store, StoreAddress
 from harness.verify import one_of_each_cluster, release_of, write_release
 from harness.verify import prove as prove_artifacts
 from harness.verify import verify as verify_artifacts
@@ -312,7 +312,11 @@ def rollback(console: Console, fleet: Fleet, name: str) -> int:
 
 
 def verify(
-    console: Console, fleet: Fleet, store_path: Path, folders: Sequence[Path], seconds: float
+    console: Console,
+    fleet: Fleet,
+    store_path: StoreAddress,
+    folders: Sequence[Path],
+    seconds: float,
 ) -> int:
     """Prove deployed artifacts: golden output, latency, throttling; release or refuse each.
 

@@ -17,12 +17,11 @@ from fleetcut.console import Console, Step
 from harness.bundle import build_bundle
 from harness.campaign import again, load_campaign
 from harness.executor import BoardOutcome, Executor, Progress, Work
-from harness.export import export as export_dataset
 from harness.inventory import load_inventory
 from harness.session import AgentSession, Check
 from harness.ssh import SshTransport, fetch_host_key
-from harness.statistics import Summary, median_ns, summarise
-from harness.store import Store
+from harness.statistics import median_ns
+from harness.store import Store, StoreAddress
 from harness.trust import write_trust
 from harness.visit import visit
 
@@ -151,7 +150,11 @@ def _profile_row(board_id: str, p: DeviceProfile) -> Sequence[str]:
 
 
 def measure(
-    console: Console, inventory_path: Path, campaign_path: Path, store_path: Path, tries: int
+    console: Console,
+    inventory_path: Path,
+    campaign_path: Path,
+    store_path: StoreAddress,
+    tries: int,
 ) -> int:
     """Measure a campaign; what is stored already is not measured again."""
     inventory = load_inventory(inventory_path)
@@ -200,17 +203,24 @@ def run_work(
     tries: in all; 1 measures each run once. An error is as good a reason as an invalid verdict:
     what caused it may have passed.
     """
-    outcomes = _run_once(console, store, work, title)
+    outcomes = {o.board_id: o for o in _run_once(console, store, work, title)}
     for attempt in range(1, tries):
         ids = [spec.run_id for spec in work.specs]
         bad = {i for i, record in store.records(ids).items() if not _counts(record)}
-        work = replace(work, specs=tuple(again(work.specs, bad, attempt)))
-        if not work.specs or any(o.failure for o in outcomes):
+        # A board that failed is left alone, and keeps no other from trying again.
+        boards = tuple(b for b in work.boards if outcomes[b.board_id].failure is None)
+        alive = {board.board_id for board in boards}
+        specs = [spec for spec in again(work.specs, bad, attempt) if spec.board_id in alive]
+        if not specs:
             break
-        outcomes = _run_once(
-            console, store, work, f"{len(work.specs)} runs again, try {attempt + 1}"
-        )
-    return outcomes
+        work = replace(work, boards=boards, specs=tuple(specs))
+        title = f"{len(specs)} runs again, try {attempt + 1}"
+        for o in _run_once(console, store, work, title):
+            before = outcomes[o.board_id]
+            outcomes[o.board_id] = replace(
+                before, stored=before.stored + o.stored, failure=o.failure
+            )
+    return tuple(outcomes.values())
 
 
 def _counts(record: MeasurementRecord) -> bool:
@@ -250,80 +260,6 @@ def report_outcomes(console: Console, outcomes: Sequence[BoardOutcome]) -> None:
     stored = sum(o.stored for o in outcomes)
     known = sum(o.known_before for o in outcomes)
     console.line(f"{stored} runs measured, {known} were there already, on {len(outcomes)} boards")
-
-
-def results(
-    console: Console,
-    store_path: Path,
-    campaigns: Sequence[str] | None,
-    boards: Sequence[str] | None,
-    limit: int,
-) -> int:
-    """List stored runs, the newest last."""
-    store = Store(store_path)
-    try:
-        rows = store.summaries(campaigns, boards, limit)
-        records = store.records(row.run_id for row in rows)
-    finally:
-        store.close()
-    said = {
-        run_id: summarise(record.latency_ns)
-        for run_id, record in records.items()
-        if record.latency_ns
-    }
-    columns = ("run", "campaign", "board", "model", "runtime", "median", "p90", "p99", "outcome")
-    console.table(
-        "Runs",
-        columns,
-        [
-            (
-                row.run_id[:12],
-                row.campaign_id,
-                row.board_id + (" (simulated)" if row.simulated else ""),
-                row.model_name,
-                row.runtime,
-                *_percentiles(said.get(row.run_id)),
-                row.outcome,
-            )
-            for row in rows
-        ],
-    )
-    latency = {run_id: asdict(summary) for run_id, summary in said.items()}
-    console.answer([{**asdict(row), "latency": latency.get(row.run_id)} for row in rows])
-    console.next(f"fleetcut export --store {store_path} --out dataset")
-    return DONE
-
-
-def _percentiles(summary: Summary | None) -> tuple[str, str, str]:
-    """Median, p90 and p99 for a person; a dash for what the samples do not support."""
-    if summary is None:
-        return "–", "–", "–"
-    tails = ["–" if ns is None else f"{ns / 1e6:.3f} ms" for ns in (summary.p90_ns, summary.p99_ns)]
-    return f"{summary.p50_ns / 1e6:.3f} ms", tails[0], tails[1]
-
-
-def export(
-    console: Console,
-    store_path: Path,
-    folder: Path,
-    campaigns: Sequence[str] | None,
-    *,
-    include_invalid: bool,
-) -> int:
-    """Write the dataset folder that the compiler reads."""
-    store = Store(store_path)
-    try:
-        done = export_dataset(store, folder, campaigns, include_invalid=include_invalid)
-    finally:
-        store.close()
-    simulated = ", simulated" if done.simulated else ""
-    console.line(f"{done.n_runs} runs{simulated} in {folder} (sha256 {done.sha256[:12]})")
-    console.answer(
-        {"folder": str(folder), "n_runs": done.n_runs, "sha256": done.sha256,
-         "simulated": done.simulated}
-    )  # fmt: skip
-    console.next(f"fleetcut compile recipe.yaml --dataset {folder}")
-    return DONE
 
 
 __all__ = ["BOARDS_FAILED", "CHECK_FAILED", "DONE", "USAGE", "Check"]

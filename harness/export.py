@@ -6,13 +6,14 @@ Input: a Store. Output: FOLDER/runs.parquet and FOLDER/dataset.json, replaced as
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import statistics
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from device_agents.contract import SCHEMA_VERSION, DeviceProfile
 from harness.energy import energy_uj
 from harness.errors import StoreError
 from harness.statistics import median_ns
-from harness.store import Store, StoredRun
+from harness.store import Query, Store, StoredRun
+from harness.store.migrating import REVISION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,23 +44,22 @@ def export(
     campaign_ids: Iterable[str] | None = None,
     *,
     include_invalid: bool = False,
+    query: Query | None = None,
 ) -> Exported:
     """Write the dataset. Only valid runs unless asked; runs that failed have no latency to export.
 
-    Raises StoreError when nothing fits or the folder holds something else.
+    campaign_ids: instead of the query's. Raises StoreError when nothing fits or the folder holds
+    something else.
     """
-    campaigns = None if campaign_ids is None else sorted(campaign_ids)
+    asked = replace(query or Query(), valid=None if include_invalid else True)
+    if campaign_ids is not None:
+        asked = replace(asked, campaign_ids=tuple(sorted(campaign_ids)))
     profiles = store.profiles()
-    rows = [
-        _row(run, profiles)
-        for run in store.runs(campaigns, valid_only=not include_invalid)
-        if run.record.latency_ns
-    ]
+    rows = [_row(run, profiles) for run in store.find(asked) if run.record.latency_ns]
     if not rows:
         raise StoreError(
             f"{store.address}: no {'' if include_invalid else 'valid '}run of "
-            f"{'any campaign' if campaigns is None else ', '.join(campaigns)}. "
-            "Next: fleetcut results"
+            f"{', '.join(asked.campaign_ids or ()) or 'any campaign'} fits. Next: fleetcut results"
         )
     if folder.exists() and not (folder / "dataset.json").exists() and any(folder.iterdir()):
         raise StoreError(f"{folder}: holds other files. Next: name an empty folder")
@@ -68,16 +69,14 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        digest = _write(staging, frame, campaigns, include_invalid=include_invalid)
+        digest = _write(staging, frame, str(store.address), asked)
         _replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Exported(folder, len(frame), digest, bool(frame["simulated"].any()))
 
 
-def _write(
-    folder: Path, frame: pd.DataFrame, campaigns: list[str] | None, *, include_invalid: bool
-) -> str:
+def _write(folder: Path, frame: pd.DataFrame, source: str, asked: Query) -> str:
     frame.to_parquet(folder / "runs.parquet", engine="pyarrow", compression="zstd", index=False)
     digest = hashlib.sha256((folder / "runs.parquet").read_bytes()).hexdigest()
     provenance = {
@@ -85,11 +84,27 @@ def _write(
         "runs_sha256": digest,
         "n_runs": len(frame),
         "campaign_ids": sorted(set(frame["campaign_id"])),
-        "asked_campaign_ids": campaigns,
-        "include_invalid": include_invalid,
+        "asked_campaign_ids": None if asked.campaign_ids is None else list(asked.campaign_ids),
+        "include_invalid": asked.valid is None,
         "simulated": bool(frame["simulated"].any()),
         "runtime_versions": sorted(set(frame["runtime_version"].dropna())),
         "agent_sha256": sorted(set(frame["agent_sha256"])),
+        "source": source,
+        "query": asdict(asked),
+        "versions": {
+            "fleetcut": importlib.metadata.version("fleetcut"),
+            "records": SCHEMA_VERSION,
+            "tables": REVISION,
+        },
+        "counts": {
+            "runs": len(frame),
+            "valid": int(frame["valid"].sum()),
+            "boards": int(frame["board_id"].nunique()),
+            "models": int(frame["model_sha256"].nunique()),
+            "samples": int(frame["n_samples"].sum()),
+        },
+        "model_sha256": sorted(set(frame["model_sha256"])),
+        "profile_sha256": sorted(set(frame["profile_sha256"])),
     }
     (folder / "dataset.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     return digest

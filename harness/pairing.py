@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
-from device_agents.contract import Condition
+from device_agents.contract import Condition, RunSpec
 from harness.campaign_axes import is_canary
 from harness.campaign_file import REPEATS_MAX
 from harness.comparison import (
@@ -83,11 +83,15 @@ class Compared:
 
 def axes_of(run: StoredRun) -> dict[str, str]:
     """Where a run lies on each of AXES."""
-    spec = run.record.spec
+    return axes_of_spec(run.record.spec, run.model_name)
+
+
+def axes_of_spec(spec: RunSpec, model_name: str) -> dict[str, str]:
+    """Where a run that is still to be made lies on each of AXES."""
     values = {name: getattr(spec.condition, name) for name in CONDITIONS}
     return {
         "campaign": spec.campaign_id,
-        "model": run.model_name,
+        "model": model_name,
         "runtime": spec.runtime,
         "precision": spec.precision,
         "threads": str(spec.threads),

@@ -220,8 +220,13 @@ class Store:
             rows = connection.execute(query).all()
         return {BaselineCell(row.board_id, row.cell): row.night_id for row in rows}
 
-    def set_baselines(self, campaign_id: str, nights: Mapping[BaselineCell, str]) -> None:
-        """From now on these cells are compared with these nights; others stay as they are."""
+    def set_baselines(
+        self, campaign_id: str, nights: Mapping[BaselineCell, str], *, forget: bool = False
+    ) -> None:
+        """From now on these cells are compared with these nights.
+
+        forget: others with none, until they have a baseline again; else they stay as they are.
+        """
         rows = [
             {"campaign_id": campaign_id, "board_id": c.board_id, "cell": c.cell, "night_id": night}
             for c, night in nights.items()
@@ -231,8 +236,11 @@ class Store:
             index_elements=["campaign_id", "board_id", "cell"],
             set_={"night_id": statement.excluded.night_id},
         )
-        if rows:
-            with self._errors(), self._engine.begin() as connection:
+        with self.transaction() as connection:
+            if forget:
+                ours = BASELINES.c.campaign_id == campaign_id
+                connection.execute(sa.delete(BASELINES).where(ours))
+            if rows:
                 connection.execute(statement, rows)
 
     @contextmanager
