@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler import weights
+from compiler.amortised.stage import shortcut
 from compiler.anchors import ANCHORS, write_anchors
 from compiler.clusters import DeviceClusters, anchor_latencies
 from compiler.costs import fit_costs
@@ -37,8 +38,9 @@ from compiler.pruning.surgery import materialise
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.recipe import Recipe
 from compiler.sampling import sample_widths
-from compiler.shrink import shrink
+from compiler.shrink import Shortcut, shrink
 from compiler.surrogates import LatencySurrogate
+from compiler.switchable.stage import compile_switchable
 from compiler.targets.candidates import candidate, from_onnx
 from compiler.training import evaluate
 from compiler.work import WorkFolder, read_json, write_json, write_text
@@ -73,6 +75,20 @@ def compile_fleet(
             return ladders
         learn_widths(work, recipe, ladders, runs, clusters)
         before.append(ladders)
+    if recipe.mode == "switchable":
+        return compile_switchable(work, recipe, dataset, before, clusters, observe)
+    return _compile_shapes(work, recipe, dataset, before, clusters, observe)
+
+
+def _compile_shapes(
+    work: WorkFolder,
+    recipe: Recipe,
+    dataset: Path | None,
+    before: Sequence[Proposal],
+    clusters: DeviceClusters,
+    observe: Observe,
+) -> Proposal | Compiled:
+    """From legal widths to the end, where each network gets one shape for the whole fleet."""
     samples = _propose_samples(work, recipe, clusters, observe)
     runs = measured(dataset, samples)
     if runs is None:
@@ -85,9 +101,16 @@ def compile_fleet(
     for name in recipe.networks:
         fleet = _fleet(work, recipe, name, shapes, runs, clusters)
         write_elite_facts(work, name, shapes[1:], fleet)
-        _shrink(work, recipe, name, fleet, observe)
+        instead = None
+        known = measured(dataset, before[0], *shapes)
+        if recipe.mode == "amortised" and known is not None:
+            widths = _shapes_of(work, name, shapes)[1]
+            representatives = list(clusters.representatives_.values())
+            instead = shortcut(work, recipe, fleet, widths, known, representatives, observe)
+        _shrink(work, recipe, name, fleet, observe, instead)
         shutil.rmtree(work.resume(name), ignore_errors=True)
-    return emit(work, recipe, [*before, *shapes], runs, notes, observe)
+    proposed = [*before, *shapes]
+    return emit(work, recipe, dataset, proposed, clusters, runs, notes, observe)
 
 
 def _propose_anchors(work: WorkFolder, recipe: Recipe) -> Proposal:
@@ -158,7 +181,8 @@ def _with_elites(
     """
     shapes = [samples]
     representatives = clusters.representatives_
-    for number in range(1, recipe.search.remeasure + 1):
+    rounds = recipe.search.remeasure if recipe.mode == "mean" else 0
+    for number in range(1, rounds + 1):
         runs, all_runs = measured(dataset, *shapes), measured(dataset, *before, *shapes)
         if runs is None or all_runs is None:
             break
@@ -251,12 +275,19 @@ def _fleet(
     return _as_fleet(work, space, widths, runs, clusters, saved)
 
 
-def _shrink(work: WorkFolder, recipe: Recipe, name: str, fleet: Fleet, observe: Observe) -> None:
+def _shrink(
+    work: WorkFolder,
+    recipe: Recipe,
+    name: str,
+    fleet: Fleet,
+    observe: Observe,
+    instead: Shortcut | None,
+) -> None:
     if work.pruned_facts(name).exists():
         return
     splits = load_splits(recipe, name)
     dense = load_dense(work, recipe, name)
-    small = shrink(dense, fleet, splits, recipe, observe, work.resume(name))
+    small = shrink(dense, fleet, splits, recipe, observe, work.resume(name), instead)
     write_text(work.plan(name), small.plan.to_json())
     write_json(work.search_facts(name), small.facts)
     weights.save(small.network.state_dict(), work.pruned_weights(name))

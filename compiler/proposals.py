@@ -18,17 +18,27 @@ from compiler.recipe import Recipe
 from compiler.targets.candidates import SUFFIX
 from compiler.work import WorkFolder, read_json, write_json, write_text
 
+_AXES = ("runtime", "precision", "threads")
+"""Of a campaign: each model has its own value on each, the others' are skipped."""
+
+_SUFFIX = {**SUFFIX, "switchable": ".switchable"}
+
 
 @dataclass(frozen=True)
 class ProposedModel:
-    """A model to measure, in the form of the recipe's runtime.
+    """A model to measure, in the form of the recipe's runtime, or of ``runtime``.
 
-    facts: what the compiler must remember of it, plain JSON data.
+    facts: what the compiler must remember of it, plain JSON data. threads: None, the recipe's.
+    suffix: of its file, None that of its runtime.
     """
 
     name: str
     data: bytes
     facts: Mapping[str, Any]
+    runtime: str | None = None
+    precision: str = "fp32"
+    threads: int | None = None
+    suffix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,26 +59,36 @@ def propose(
     *,
     boards: Sequence[str] | None,
     repeats: int,
+    freq_khz: Sequence[int] = (),
 ) -> Proposal:
-    """Write the proposal. boards: ids, None for every board of the inventory."""
+    """Write the proposal. boards: ids, None for every board of the inventory.
+
+    freq_khz: clocks to hold, each model at each of them; none for the board's own.
+    """
     folder = work.proposal(stage)
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
-    suffix = SUFFIX[recipe.runtime]
+    own = {model.name: _own_cell(model, recipe) for model in models}
+    axes = {key: list(dict.fromkeys(cell[key] for cell in own.values())) for key in _AXES}
+    file_of = {
+        m.name: m.name + (_SUFFIX[own[m.name]["runtime"]] if m.suffix is None else m.suffix)
+        for m in models
+    }
     for model in models:
         digest = hashlib.sha256(model.data).hexdigest()
-        (folder / f"{model.name}{suffix}").write_bytes(model.data)
+        (folder / file_of[model.name]).write_bytes(model.data)
         facts[digest] = {"name": model.name, **model.facts}
     campaign_id = f"{recipe.name}-{recipe.sha256()[:8]}-{stage}"
     measuring = recipe.measuring
-    campaign = {
+    campaign: dict[str, Any] = {
         "version": 1,
         "campaign_id": campaign_id,
         "seed": recipe.seed,
         "boards": {} if boards is None else {"ids": list(boards)},
-        "models": [{"name": m.name, "path": f"{m.name}{suffix}"} for m in models],
-        "runtimes": [recipe.runtime],
-        "threads": [recipe.threads],
+        "models": [{"name": name, "path": file} for name, file in file_of.items()],
+        "runtimes": axes["runtime"],
+        "precision": axes["precision"],
+        "threads": axes["threads"],
         "repeats": repeats,
         "stopping": {
             "warmup_min": 3,
@@ -79,10 +99,29 @@ def propose(
         },
         "timeout_s": measuring.timeout_s,
     }
+    if freq_khz:
+        campaign["conditions"] = {"freq_khz": list(freq_khz)}
+    skip = [
+        {"model": name, key: value}
+        for name, cell in own.items()
+        for key in _AXES
+        for value in axes[key]
+        if value != cell[key]
+    ]
+    if skip:
+        campaign["skip"] = skip
     # The campaign file goes last: where it stands, everything it names stands too.
     write_json(folder / "models.json", {"campaign_id": campaign_id, "models": facts})
     write_text(folder / "campaign.yaml", yaml.safe_dump(campaign, sort_keys=False))
     return load_proposal(work, stage)
+
+
+def _own_cell(model: ProposedModel, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "runtime": model.runtime or recipe.runtime,
+        "precision": model.precision,
+        "threads": model.threads or recipe.threads,
+    }
 
 
 def has_proposal(work: WorkFolder, stage: str) -> bool:

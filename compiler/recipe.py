@@ -118,6 +118,48 @@ class Search(_Part):
     )
 
 
+class Switchable(_Part):
+    """Of mode switchable. ratios: shares of each group's channels that go, from 0 on, ascending.
+
+    freq_khz: clocks at which the representatives measure every sub-network; two at least, for a
+    law of latency over the clock, and the highest sets the target. target_ms: network → latency to
+    hold; without it that of the widest sub-network at the highest clock. training: of all
+    sub-networks together, after the dense network's own.
+    """
+
+    ratios: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        default=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        strict=False,
+        min_length=2,
+        examples=["[0.0, 0.25, 0.5]"],
+    )
+    freq_khz: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), strict=False, examples=["[600000, 1000000, 1500000]"]
+    )
+    target_ms: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, examples=["{digits_resnet: 20.0}"]
+    )
+    training: Training = Field(
+        default=Training(epochs=10, learning_rate=0.005), examples=["{epochs: 10}"]
+    )
+
+    @field_validator("training")
+    @classmethod
+    def _trains(cls, training: Training) -> Training:
+        if training.epochs == 0:
+            raise ValueError("sub-networks need one epoch together at least")
+        return training
+
+
+class Amortised(_Part):
+    """Of mode amortised. boards: simulated around the measured ones, from which the designer's two
+    networks learn; steps: of gradient descent, for each of the two.
+    """
+
+    boards: int = Field(default=4096, ge=16, examples=[4096])
+    steps: int = Field(default=3000, ge=10, examples=[3000])
+
+
 class RecipeTarget(_Part):
     """The binaries to make of every network for one kind of board.
 
@@ -184,9 +226,17 @@ class RecipeTarget(_Part):
         )
 
 
+Mode = Literal["mean", "switchable", "amortised"]
+
+
 class Recipe(_Part):
     """Everything that decides what comes out, besides the measurements.
 
+    mode: how a network's shape is found. mean: a search for the whole fleet (arXiv 2501.15240).
+    switchable: one weight set at several widths, of which the board runs the one that holds its
+    latency at the present clock (arXiv 2212.05122); ``search`` is not used.
+    amortised: by networks taught from the same measurements, which answer for further boards in
+    milliseconds (arXiv 2009.00278); a search where they fall short.
     dataset: digits, cifar10:PATH or imagefolder:PATH. weights: network → file of starting weights
     (safetensors, or a torch file of plain tensors). Paths are relative to where fleetcut runs.
     width_step: legal widths are its multiples; without it they are learned from ladders of widths
@@ -195,6 +245,7 @@ class Recipe(_Part):
 
     version: Literal[1] = Field(examples=[1])
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$", examples=["lab"])
+    mode: Mode = Field(default="mean", examples=["mean"])
     dataset: str = Field(default="digits", examples=["digits"])
     networks: tuple[str, ...] = Field(min_length=1, strict=False, examples=["[digits_resnet]"])
     weights: dict[str, str] = Field(
@@ -211,9 +262,28 @@ class Recipe(_Part):
     )
     measuring: Measuring = Field(default=Measuring(), examples=["{samples: 40}"])
     search: Search = Field(default=Search(), examples=["{generations: 20}"])
+    switchable: Switchable = Field(
+        default=Switchable(),
+        validate_default=True,
+        examples=["{freq_khz: [600000, 1500000]}"],
+    )
+    amortised: Amortised = Field(default=Amortised(), examples=["{steps: 3000}"])
     targets: tuple[RecipeTarget, ...] = Field(
         min_length=1, strict=False, examples=["[{kind: onnx, name: pi4-64, machine: aarch64}]"]
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _lets_int8_compete(cls, targets: tuple[RecipeTarget, ...]) -> tuple[RecipeTarget, ...]:
+        forms = [target for asked in targets for _, target in asked.forms()]
+        machines = {target.machine for target in forms if target.precision == "fp32"}
+        for target in forms:
+            if target.precision == "int8" and target.machine not in machines:
+                raise ValueError(
+                    f"int8 for {target.name} ships where it is faster than fp32, of which no "
+                    f"target for {target.machine} is asked; precision: all asks for both"
+                )
+        return targets
 
     @field_validator("weights")
     @classmethod
@@ -240,6 +310,19 @@ class Recipe(_Part):
         if fine_tuning.epochs == 0:
             raise ValueError("a cut network needs one epoch at least")
         return fine_tuning
+
+    @field_validator("switchable")
+    @classmethod
+    def _knows_its_clocks(cls, switchable: Switchable, info: ValidationInfo) -> Switchable:
+        for name in switchable.target_ms:
+            if name not in info.data.get("networks", (name,)):
+                raise ValueError(f"target_ms of {name}, which is not among the networks")
+        if info.data.get("mode") == "switchable":
+            if len(set(switchable.freq_khz)) < 2:
+                raise ValueError("mode switchable needs two clocks at least in freq_khz")
+            if info.data.get("runtime") != "ort":
+                raise ValueError("mode switchable needs runtime: ort")
+        return switchable
 
     @field_validator("search")
     @classmethod

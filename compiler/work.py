@@ -98,6 +98,15 @@ class WorkFolder:
         return self.root / "resume" / network
 
     @property
+    def forms(self) -> Path:
+        """Which artifacts were built, and wait for boards to choose among them."""
+        return self.root / "forms.json"
+
+    @property
+    def waiting(self) -> Path:
+        return self.root / "forms"
+
+    @property
     def artifacts(self) -> Path:
         return self.root / "artifacts"
 

@@ -224,7 +224,7 @@ def _add_compile(subparsers: Subparsers) -> None:
     def handler(console: Console, a: argparse.Namespace) -> int:
         from fleetcut.compiling import compile_recipe
 
-        return compile_recipe(console, a.recipe, a.dataset, a.work, a.inventory)
+        return compile_recipe(console, a.recipe, a.dataset, a.work, a.inventory, a.mode)
 
     parser = _verb(
         subparsers,
@@ -237,6 +237,11 @@ def _add_compile(subparsers: Subparsers) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
     parser.add_argument("--dataset", type=Path, default=None, metavar="FOLDER")
     parser.add_argument("--work", type=Path, default=Path("build"), metavar="FOLDER")
+    parser.add_argument(
+        "--mode", choices=("mean", "switchable", "amortised"),
+        help="instead of the recipe's: one network for the fleet's mean latency, or one that "
+        "holds its latency at every clock, or designs without a search (docs/guide.md)",
+    )  # fmt: skip
     _inventory(parser)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from compiler.clusters import DeviceClusters
 from compiler.compile import Compiled, compile_fleet
 from compiler.recipe import Recipe
 from fleetcut.console import Console, Step
 from fleetcut.verbs import DONE
 from harness.documents import read_document
+from harness.errors import DocumentError
 
 
 class StageSteps(AbstractContextManager["StageSteps"]):
@@ -37,10 +40,20 @@ class StageSteps(AbstractContextManager["StageSteps"]):
 
 
 def compile_recipe(
-    console: Console, recipe_path: Path, dataset: Path | None, work: Path, inventory: Path
+    console: Console,
+    recipe_path: Path,
+    dataset: Path | None,
+    work: Path,
+    inventory: Path,
+    mode: str | None = None,
 ) -> int:
-    """The verb. With measurements missing it ends well, and names the campaign to measure."""
+    """The verb. With measurements missing it ends well, and names the campaign to measure.
+
+    mode: instead of the recipe's.
+    """
     recipe = read_document(recipe_path, Recipe)
+    if mode is not None:
+        recipe = _in_mode(recipe, mode, recipe_path)
     with StageSteps(console) as observe:
         outcome = compile_fleet(recipe, dataset, work, observe)
     if isinstance(outcome, Compiled):
@@ -70,9 +83,22 @@ def compile_recipe(
     console.next(
         f"fleetcut measure {outcome.campaign_path} --inventory {inventory}, then fleetcut export "
         f"--out {dataset or 'dataset'}, then fleetcut compile {recipe_path} "
-        f"--dataset {dataset or 'dataset'} --work {work}"
+        f"--dataset {dataset or 'dataset'} --work {work}" + (f" --mode {mode}" if mode else "")
     )
     return DONE
+
+
+def _in_mode(recipe: Recipe, mode: str, path: Path) -> Recipe:
+    """The recipe as if it said so. Raises DocumentError where it lacks what that mode needs."""
+    try:
+        return Recipe.model_validate({**recipe.model_dump(), "mode": mode})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = ".".join(map(str, first["loc"]))
+        fact = str(first["msg"]).removeprefix("Value error, ")
+        raise DocumentError(
+            path, None, f"{what}: {fact}", f"Add it to the recipe's {what}"
+        ) from None
 
 
 def clusters_of_artifact(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -204,7 +204,10 @@ def _session(onnxruntime: Any, form: Form, threads: int) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     if form.optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(form.model, options, providers=[PROVIDER])
+    try:
+        return onnxruntime.InferenceSession(form.model, options, providers=[PROVIDER])
+    except Exception as error:  # onnxruntime's errors share no base class with a name
+        raise RunFailedError("model", f"onnxruntime cannot load it: {error}", _RECOMPILE) from None
 
 
 def _return_large_blocks() -> None:

@@ -77,3 +77,19 @@ def test_a_recipe_whose_objective_is_wrong_says_where(compile_with, search, wher
     assert status == 2
     assert where in said
     assert "Traceback" not in said
+
+
+def test_a_mode_that_lacks_its_clocks_is_told_where_they_go(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(networks="digits_resnet", search="{}"))
+    arguments = ["compile", str(path), "--work", str(tmp_path / "work"), "--mode", "switchable"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "switchable: mode switchable needs two clocks at least in freq_khz" in said
+    assert "Traceback" not in said
+    path.write_text(path.read_text() + "mode: switchable\nswitchable: {freq_khz: [600000]}\n")
+    assert main(["compile", str(path), "--work", str(tmp_path / "work")]) == 2
+    said = capsys.readouterr().err
+    assert "recipe.yaml:9" in said
+    assert "two clocks at least" in said
+    assert not (tmp_path / "work").exists()
