@@ -22,6 +22,7 @@ UPLOAD_SILENCE_S = 30.0
 """Longest pause of an upload: a slow SD card flushes for seconds."""
 
 _GREETING_LINES_MAX = 100
+_ANSWER_LINES_MAX = 10_000
 _READY, _PUSH, _PUSH_COMPILED = (
     b"fleetcut: ready", b"fleetcut: push agent", b"fleetcut: push compiled"
 )  # fmt: skip
@@ -80,6 +81,8 @@ class Conversation:
         lines: list[bytes] = []
         while (end := _end(line := self._stream.line(silence_s=timeout_s))) is None:
             lines.append(line)
+            if len(lines) > _ANSWER_LINES_MAX:
+                raise self._error(f"agent {verb} does not come to an end of its answer")
         return _completed((verb, *args), lines, end)
 
     def lines(self, verb: str, *args: str, silence_s: float) -> Iterator[bytes]:
@@ -131,14 +134,14 @@ def _started(board: Board, transport: Transport, bundle: Bundle) -> Stream:
     stream = transport.converse(["sh", "-c", _START, "fleetcut", *arguments])
     files = {_PUSH: bundle.data, _PUSH_COMPILED: bundle.compiled}
     while (said := _greeting(stream, board)) in files:
-        stream.send(files[said], silence_s=UPLOAD_SILENCE_S)
+        stream.send(files.pop(said), silence_s=UPLOAD_SILENCE_S)
     if said == _NO_PYTHON:
         raise StableBoardError(
             board.board_id,
             f"there is no {board.python} on the PATH of its login",
             "sudo apt-get install python3 there, or name another in the inventory (python:)",
         )
-    if said == _DAMAGED:
+    if said != _READY:
         raise TransientBoardError(
             board.board_id,
             "the agent arrived with another hash than was sent",

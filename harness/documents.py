@@ -20,6 +20,7 @@ M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
 
 MAX_BYTES = 16 * 1024 * 1024
+MAX_VALUES = 1_000_000
 
 
 def read_document(path: Path, model: type[M]) -> M:
@@ -74,7 +75,35 @@ def _compose(path: Path) -> yaml.Node:
         ) from None
     if node is None:
         raise DocumentError(path, 1, "is empty", "Start from the example in the documentation")
+    _expanded(path, node, {})
     return _constructible(path, node)
+
+
+def _expanded(path: Path, node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values the node is once every alias stands for what it names.
+
+    Ten lines of aliases of aliases are billions: https://en.wikipedia.org/wiki/Billion_laughs_attack
+    """
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            line = node.start_mark.line + 1
+            raise DocumentError(path, line, "an anchor holds itself", "Write the values out")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    count = 1
+    if isinstance(node, yaml.MappingNode):
+        count += sum(_expanded(path, part, sizes) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        count += sum(_expanded(path, item, sizes) for item in node.value)
+    if count > MAX_VALUES:
+        raise DocumentError(
+            path,
+            node.start_mark.line + 1,
+            f"holds more than {MAX_VALUES} values once its aliases are followed",
+            "Write fewer",
+        )
+    sizes[id(node)] = count
+    return count
 
 
 def _constructible(path: Path, node: yaml.Node) -> yaml.Node:

@@ -22,7 +22,7 @@ class DocumentError(HarnessError):
         self.fact = fact
         self.instead = instead
         where = f"{path}:{line}" if line is not None else str(path)
-        super().__init__(f"{where}: {fact}. {instead}")
+        super().__init__(f"{where}: {fact}. Next: {instead[:1].lower()}{instead[1:]}")
 
 
 class SelectionError(HarnessError):

@@ -44,6 +44,9 @@ class Deadlines:
 
 DEFAULT_DEADLINES = Deadlines()
 
+_LINE_BYTES_MAX = 64 << 20
+"""More than the record of any run: 10^6 latencies are 10 MB."""
+
 _STATUS_S = 5.0
 """A command's exit status comes right after the end of its output, or never."""
 
@@ -234,6 +237,12 @@ class SshStream:
             if not chunk:
                 raise self._ended()
             self._pending += chunk
+            if len(self._pending) > _LINE_BYTES_MAX:
+                raise StableBoardError(
+                    self._board.board_id,
+                    f"{_brief(self._argv)} says a line of more than {_LINE_BYTES_MAX >> 20} MiB",
+                    f"fleetcut check {self._board.board_id}",
+                )
         found = bytes(self._pending[:end])
         del self._pending[: end + 1]
         return found

@@ -193,7 +193,7 @@ def test_another_plan_can_be_compared(build, tmp_path, capsys):
     [
         ([], 1, "no scenario. Next: add --scenario"),
         (["--scenario", "share=0.3"], 2, "nothing happens: give clock"),
-        (["--scenario", "share=1.3,slowdown=2"], 2, "Write for example 'share=0.3'"),
+        (["--scenario", "share=1.3,slowdown=2"], 2, "write for example 'share=0.3'"),
         (["--scenario", "share"], 2, "'share' is not KEY=VALUE"),
         (["--scenario", "clock=7"], 2, "'7' is no clock with its unit"),
         (["--scenario", "clock=1GHz,heat=recorded"], 2, "clock and heat each set the clock"),

@@ -89,7 +89,7 @@ def test_boards_by_label(tmp_path, inventory):
         ("one.onnx}", "none.onnx}", "model 'one'"),
         ("{samples_max: 50}", "{samples_max: 5}", "sample bounds 30..5"),
         ("threads: [1, 2]", "threads: [0]", "threads[0]: input should be greater"),
-        ("{governor: performance}", "{govenor: performance}", "Known keys are: battery_pct_max"),
+        ("{governor: performance}", "{govenor: performance}", "known keys are: battery_pct_max"),
         ("campaign_id: c1", "campaign_id: ../x", ":2: campaign_id"),
     ],
 )

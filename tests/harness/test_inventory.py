@@ -53,17 +53,17 @@ def test_select_by_label_and_id(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [
-        ("version: 1", "version: 3", 2, "Write for example 'version: 1'"),
+        ("version: 1", "version: 3", 2, "write for example 'version: 1'"),
         ("board_id: pi4-02", "board_id: pi4-01", 3, "stands twice"),
         ("board_id: pi4-01 ", "board_id: ../etc ", 4, "board_id: pi4-01"),
-        ("host: 192.0.2.1\n", "host: -oProxyCommand=x\n", 6, "Write for example 'host:"),
+        ("host: 192.0.2.1\n", "host: -oProxyCommand=x\n", 6, "write for example 'host:"),
         ("    host: 192.0.2.1\n", "", 4, "host: is missing"),
-        ("user: pi\n    labels", "user: pi\n    password: hunter2\n    labels", 8, "Known keys"),
+        ("user: pi\n    labels", "user: pi\n    password: hunter2\n    labels", 8, "known keys"),
         ("user: pi\n    labels", "user: pi\n    port: 99999\n    labels", 8, "port: 22"),
         ("user: pi\n    labels", "user: pi\n    port: '22'\n    labels", 8, "integer"),
         ("user: pi\n    labels", "user: pi\n    user: pi\n    labels", 8, "stands twice"),
         ("user: pi\n    labels", "user: pi\n    python: 'python3; rm'\n    labels", 8, "python3"),
-        ("labels: {cooling: fan}", "labels: {cooling: fan", 9, "Mend the YAML"),
+        ("labels: {cooling: fan}", "labels: {cooling: fan", 9, "mend the YAML"),
     ],
 )
 def test_names_line_fact_and_what_to_write(tmp_path, old, new, line, said):
