@@ -43,9 +43,13 @@ def misfits(schema: dict, value: object, path: str = "$") -> list[str]:
             return [path]
         pairs = enumerate(zip(items, value, strict=True))
         return [m for i, (s, v) in pairs for m in misfits(s, v, f"{path}[{i}]")]
-    if isinstance(value, bool) or schema["type"] == "boolean":
-        return [] if isinstance(value, bool) and schema["type"] == "boolean" else [path]
-    return [] if isinstance(value, PYTHON[schema["type"]]) else [path]
+    return [] if fits(schema["type"], value) else [path]
+
+
+def fits(kind: str, value: object) -> bool:
+    if isinstance(value, bool) or kind == "boolean":
+        return isinstance(value, bool) and kind == "boolean"
+    return isinstance(value, PYTHON[kind])
 
 
 MANIFEST = Manifest(
