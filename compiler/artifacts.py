@@ -100,6 +100,27 @@ def read_artifact(folder: Path) -> Artifact:
     return artifact
 
 
+def publish(folder: Path, out: Path) -> Path:
+    """A verified copy of an artifact as out/ARTIFACT_ID, whole or not at all. ArtifactError."""
+    read_artifact(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / folder.name).exists():
+        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
+        try:
+            shutil.copytree(folder, staging / "copy", copy_function=_copy_synced)
+            _publish(staging / "copy", out / folder.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    read_artifact(out / folder.name)
+    return out / folder.name
+
+
+def _copy_synced(source: str, target: str) -> None:
+    shutil.copy(source, target)
+    with open(target, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def _fill(staging: Path, built: BuiltModel, provenance: Provenance) -> Artifact:
     entries = []
     for file in built.files:
