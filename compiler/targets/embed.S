@@ -1,4 +1,5 @@
-/* The network and its golden tensors, read-only in the program. 64: what XNNPACK may align to. */
+/* The network, its golden tensors and the libraries it runs on, read-only in the program.
+   64: what XNNPACK may align to. */
 .section .rodata
 .macro embed name, file
 .balign 64
@@ -10,4 +11,6 @@
 embed model, model.pte
 embed golden_input, golden_input.bin
 embed golden_output, golden_output.bin
+#define LIBRARY(name) embed name, name.so;
+FLEETCUT_LIBRARIES
 .section .note.GNU-stack,"",%progbits

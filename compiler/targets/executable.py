@@ -1,19 +1,22 @@
-"""A network as one native program: ExecuTorch's XNNPACK path, with the network inside.
+"""A network as one native program: ExecuTorch's XNNPACK path, with all that it needs inside.
 
-Input: a network in eval mode and one example (1, C, H, W). Output: BuiltModel around ``model``,
-an ELF that runs native_runner.cc, and the runtime's shared libraries in lib/.
+Input: a network in eval mode, one example (1, C, H, W), and samples for int8. Output: BuiltModel
+around ``model``, an ELF for this workstation's machine or another that runs native_runner.cc.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import importlib.util
+import math
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,43 +26,49 @@ from compiler.targets.built import (
     BuiltModel,
     Floats,
     TargetError,
+    int8_atol,
     parity,
     raw_bytes,
     reference_output,
-    require_fp32,
+    require_calibration,
     versions,
 )
+from compiler.targets.native_libc import Version, glibc_floor
+from compiler.targets.native_lowering import lower
+from compiler.targets.native_pieces import COMMON, Pieces, link_against, pieces, run
 from compiler.targets.quiet import contained
+from compiler.targets.toolchains import MissingToolError, find
 from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-COMPILER = "g++"
-SOURCES = ("native_runner.cc", "embed.S")
-
-RUNTIME_LIBRARIES = (
-    "libexecutorch.so",
-    "libexecutorch_backend_xnnpack.so",
-    "libexecutorch_threadpool.so",
-)
-"""What the wheel ships, already stripped. It has no static archives to link instead."""
-
-KERNEL_LIBRARY = "libexecutorch_kernels_optimized.so"
-"""10 MB, taken along only when an operator of the network is not XNNPACK's."""
-
-DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
-"""What executorch-config.cmake (EXECUTORCH_COMPILE_DEFINITIONS) asks of its users."""
+PROGRAM = "model"
+SOURCES = ("native_launcher.c", "native_program.h", "embed.S")
 
 XNNPACK_NOTE = """\
-libexecutorch_backend_xnnpack.so and libexecutorch_threadpool.so, as shipped in the executorch
-wheel, contain XNNPACK (BSD-3-Clause, https://github.com/google/XNNPACK), pthreadpool and cpuinfo
-(BSD-2-Clause, https://github.com/google/pthreadpool, https://github.com/pytorch/cpuinfo).
+The libraries libexecutorch*.so in this program, as shipped in the executorch wheel, contain XNNPACK
+(BSD-3-Clause, https://github.com/google/XNNPACK), pthreadpool and cpuinfo (BSD-2-Clause,
+https://github.com/google/pthreadpool, https://github.com/pytorch/cpuinfo).
+"""
+GCC_NOTE = """\
+The library libfleetcut_cxx.so in this program contains parts of GCC's libstdc++ and libgcc
+(GPL-3.0 with the GCC Runtime Library Exception 3.1, https://www.gnu.org/licenses/gcc-exception-3.1.html).
 """
 
-COMPILE_TIMEOUT_S = 300
-RUN_TIMEOUT_S = 60
+RUN_TIMEOUT_S = 600
 SAID_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What one program holds inside. golden_output, atol: what its self-test compares with."""
+
+    program: bytes
+    operators: tuple[str, ...]
+    golden_input: Floats
+    golden_output: Floats
+    atol: float
 
 
 def build_executable(
@@ -69,52 +78,51 @@ def build_executable(
     target: Target,
     calibration: Tensor | None = None,
 ) -> BuiltModel:
-    """Writes out/model and out/lib/*.so for this workstation's own machine.
+    """Writes out/model for target.machine. The answer's target names the C library it needs.
 
-    The program is checked by running it. Raises TargetError for another machine, a missing
-    compiler, a failing exporter or a deviation above ATOL_FP32; ValueError for a network in
-    training mode or an unfit example.
+    What it answers is checked by running it; for another machine, by running the same network in a
+    program of this machine. Raises TargetError for a missing tool, boards whose C library is too
+    old, a failing exporter, missing samples, or float32 that deviates by more than ATOL_FP32;
+    ValueError for a network in training mode or an unfit example.
     """
-    require_fp32(target)
-    compiler = _require_toolchain(target)
+    here, there = (_pieces(target, machine) for machine in (platform.machine(), target.machine))
+    _require_libc(target, there.floor)
+    int8 = target.precision == "int8"
+    samples = require_calibration(target, example, calibration) if int8 else None
     expected = reference_output(network, example)
-    golden_input, golden_output = raw_bytes(example.numpy()), raw_bytes(expected)
     with contained(target, "lowering to ExecuTorch"):
-        program, operators = _lower(network, example)
-    libraries = RUNTIME_LIBRARIES + ((KERNEL_LIBRARY,) if operators else ())
+        program, operators = lower(network, example, samples)
+    content = _Content(program, operators, example.numpy(), expected, ATOL_FP32)
+    found = _answers(target, here, content)(content.golden_input)
+    max_abs_err = parity(target, expected, found, math.inf if int8 else ATOL_FP32)
+    if int8:
+        content = replace(content, golden_output=found, atol=int8_atol(found))
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
-        (folder / "model.pte").write_bytes(program)
-        (folder / "golden_input.bin").write_bytes(golden_input)
-        (folder / "golden_output.bin").write_bytes(golden_output)
-        facts = _facts(target, tuple(example.shape), expected.shape)
-        _link(target, compiler, folder, facts, libraries)
-        files = _collect(folder / "model", out, libraries)
-    found = run_executable(target, files[0].path, example.numpy()).reshape(expected.shape)
+    path = out / PROGRAM
+    floor = _link(target, there, content, path)
     return BuiltModel(
         kind="executable",
-        target=target,
-        model_file="model",
-        files=files,
+        target=replace(target, libc=_glibc(floor)),
+        model_file=PROGRAM,
+        files=(BuiltFile(PROGRAM, path, executable=True),),
         input_layout="NCHW",
         input_shape=tuple(example.shape),
         output_shape=expected.shape,
-        golden_input=golden_input,
-        golden_output=golden_output,
-        atol=ATOL_FP32,
-        max_abs_err=parity(target, expected, found),
-        tool_versions=(
-            *versions("executorch"),
-            (COMPILER, _compiler_version(compiler)),
-            *versions("torch"),
-        ),
+        golden_input=raw_bytes(content.golden_input),
+        golden_output=raw_bytes(content.golden_output),
+        atol=content.atol,
+        max_abs_err=max_abs_err,
+        tool_versions=_tool_versions(there, int8=int8),
         licences=_licences(),
+        answers=_answers(target, here, content) if int8 else None,
     )
 
 
 def run_executable(target: Target, program: Path, x: Floats) -> Floats:
-    """The program's answer as a flat float32 array. Raises TargetError when it does not run."""
+    """Its answers to the tensors of ``x``, one after the other, as a flat float32 array.
+
+    Raises TargetError when it does not run.
+    """
     try:
         done = subprocess.run(
             [program.resolve()],
@@ -128,143 +136,121 @@ def run_executable(target: Target, program: Path, x: Floats) -> Floats:
         raise TargetError(
             target,
             f"the program that was built does not run ({error}) {said}",
-            "check that the C++ library g++ links against is the one this machine loads",
+            "check that this machine's kernel is 3.17 or newer and its memory suffices",
         ) from error
     return np.frombuffer(done.stdout, "<f4").astype(np.float32)
 
 
-def _require_toolchain(target: Target) -> str:
-    """The compiler's path. Raises TargetError naming what is missing, before any slow step."""
-    here = platform.machine()
-    if platform.system() != "Linux" or target.machine != here:
+def _answers(target: Target, here: Pieces, content: _Content) -> Callable[[Floats], Floats]:
+    """``BuiltModel.answers`` by a program of this machine, whatever machine it is shipped to."""
+
+    def answers(x: Floats) -> Floats:
+        with tempfile.TemporaryDirectory() as work:
+            program = Path(work) / PROGRAM
+            _link(target, here, content, program)
+            found = run_executable(target, program, x)
+        return found.reshape(len(x), *content.golden_output.shape[1:])
+
+    return answers
+
+
+def _pieces(target: Target, machine: str) -> Pieces:
+    try:
+        with _compiling(target):
+            return pieces(find(machine))
+    except MissingToolError as missing:
+        raise TargetError(target, missing.fact, missing.next_step) from missing
+
+
+@contextlib.contextmanager
+def _compiling(target: Target) -> Iterator[None]:
+    """Failures of the compiler are TargetErrors that quote it."""
+    try:
+        yield
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or "")[-SAID_CHARS:]
+        command = getattr(error, "cmd", None) or ["the compiler"]
+        status = getattr(error, "returncode", None)
         raise TargetError(
             target,
-            f"no toolchain for executables on {target.machine!r}: this workstation is {here}, and "
-            f"a {target.machine} compiler and ExecuTorch's {target.machine} wheel are missing",
-            "deploy the onnx or tflite artifact to such boards, or compile on a machine like them",
-        )
-    compiler = shutil.which(COMPILER)
-    if compiler is None:
+            f"{Path(command[0]).name} failed ({f'status {status}' if status else error}):\n{said}",
+            "check that it is GCC 9 or newer and matches the installed executorch",
+        ) from error
+
+
+def _require_libc(target: Target, floor: Version) -> None:
+    """Raises TargetError where the board's C library may be older than the program's floor."""
+    if not target.libc:
+        return
+    name, _, version = target.libc.partition(" ")
+    if name != "glibc" or tuple(map(int, version.split("."))) < floor:
         raise TargetError(
             target,
-            f"{COMPILER} is not on PATH",
-            "install it (Debian: apt-get install g++) and compile again",
+            f"the program needs {_glibc(floor)} and the board may have {target.libc}",
+            "deploy the onnx or tflite artifact to such boards",
         )
-    return compiler
 
 
-def _lower(network: nn.Module, example: Tensor) -> tuple[bytes, tuple[str, ...]]:
-    """The .pte program, and the operators in it that XNNPACK did not take."""
-    import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+def _link(target: Target, linked: Pieces, content: _Content, path: Path) -> Version:
+    """Writes the program to ``path``; the C library that it and all inside it needs."""
+    libraries = linked.libraries(kernels=bool(content.operators))
+    with tempfile.TemporaryDirectory() as work, _compiling(target):
+        folder = Path(work)
+        for source in SOURCES:
+            shutil.copyfile(Path(__file__).parent / source, folder / source)
+        (folder / "stubs").symlink_to(linked.folder / "stubs")
+        (folder / "model.pte").write_bytes(content.program)
+        (folder / "golden_input.bin").write_bytes(raw_bytes(content.golden_input))
+        (folder / "golden_output.bin").write_bytes(raw_bytes(content.golden_output))
+        for library in libraries:
+            (folder / f"{_symbol(library)}.so").symlink_to(library)
+        run(
+            [
+                *(linked.toolchain.cxx, *COMMON, "-s", "-pie"),
+                *(f"-D{name}={value}" for name, value in _facts(target, linked, content).items()),
+                *("-x", "c", "native_launcher.c", "-x", "assembler-with-cpp", "embed.S"),
+                *("-x", "none", "-o", PROGRAM, "-Wl,--no-as-needed"),
+                *link_against(linked.stubs),
+            ],
+            folder,
+        )
+        shutil.copyfile(folder / PROGRAM, path)
+        path.chmod(0o755)
+        return max(linked.floor, glibc_floor(linked.toolchain, [path]))
 
-    exported = torch.export.export(network, (example,)).run_decompositions(
-        {torch.ops.aten.mean.dim: _mean_that_keeps_dimensions}
-    )
-    program = to_edge_transform_and_lower(
-        exported, partitioner=[XnnpackPartitioner()]
-    ).to_executorch()
-    (plan,) = program.executorch_program.execution_plan
-    return bytes(program.buffer), tuple(operator.name for operator in plan.operators)
 
-
-def _mean_that_keeps_dimensions(
-    x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: Any = None
-) -> Any:
-    """XNNPACK takes the mean over height and width only with keepdim=True."""
-    if keepdim or dtype is not None or x.ndim != 4 or sorted(d % 4 for d in dim or ()) != [2, 3]:
-        return NotImplemented
-    return x.mean(dim, keepdim=True).flatten(1)
-
-
-def _facts(
-    target: Target, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-) -> dict[str, str]:
-    """What native_runner.cc is told about its network."""
-    version = importlib.metadata.version("executorch")
+def _facts(target: Target, linked: Pieces, content: _Content) -> dict[str, str]:
+    """What native_launcher.c is told about its network."""
+    libraries = linked.libraries(kernels=bool(content.operators))
     return {
-        "FLEETCUT_INPUT_SHAPE": ",".join(map(str, input_shape)),
-        "FLEETCUT_OUTPUT_SHAPE": ",".join(map(str, output_shape)),
-        "FLEETCUT_ATOL": repr(ATOL_FP32),
-        "FLEETCUT_EXECUTORCH_VERSION": f'"{version}"',
+        "FLEETCUT_LIBRARIES": " ".join(f"LIBRARY({_symbol(library)})" for library in libraries),
+        "FLEETCUT_INPUT_SHAPE": ",".join(map(str, content.golden_input.shape)),
+        "FLEETCUT_OUTPUT_SHAPE": ",".join(map(str, content.golden_output.shape)),
+        "FLEETCUT_ATOL": repr(content.atol),
+        "FLEETCUT_EXECUTORCH_VERSION": f'"{importlib.metadata.version("executorch")}"',
+        "FLEETCUT_PRECISION": f'"{target.precision}"',
+        "FLEETCUT_MACHINE": f'"{linked.toolchain.machine}"',
+        "FLEETCUT_LIBC": f'"{_glibc(linked.floor)}"',
         "FLEETCUT_THREADS": str(target.threads),
     }
 
 
-def _link(
-    target: Target, compiler: str, folder: Path, facts: dict[str, str], libraries: tuple[str, ...]
-) -> None:
-    """Compiles folder/model. Only relative names, so that the bytes do not know the folder."""
-    package = _executorch_folder()
-    for source in SOURCES:
-        shutil.copyfile(Path(__file__).parent / source, folder / source)
-    command = [
-        compiler,
-        *("-std=c++17", "-O2", "-s", "-pipe"),
-        # Paths of this machine stay out of __FILE__; no random seed, no build id.
-        *(f"-ffile-prefix-map={package}=executorch", "-frandom-seed=fleetcut"),
-        "-Wl,--build-id=none",
-        *(f"-D{name}" for name in DEFINITIONS),
-        *(f"-D{name}={value}" for name, value in facts.items()),
-        # -isystem: warnings in the runtime's headers are not ours to mend.
-        *("-isystem", f"{package}/include"),
-        *("-isystem", f"{package}/include/executorch/runtime/core/portable_type/c10"),
-        *SOURCES,
-        *("-o", "model", f"-L{package}/lib"),
-        # Backends and kernels register themselves: nothing refers to them by name.
-        "-Wl,--no-as-needed",
-        *(f"-l:{library}" for library in libraries),
-        "-Wl,-rpath,$ORIGIN/lib",
-    ]
-    try:
-        subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or "")[-SAID_CHARS:]
-        status = getattr(error, "returncode", None)
-        raise TargetError(
-            target,
-            f"{COMPILER} failed ({f'status {status}' if status else error}):\n{said}",
-            f"check that {COMPILER} is 9 or newer and matches the installed executorch",
-        ) from error
+def _symbol(library: Path) -> str:
+    """As libstdcxx for libstdc++.so.6."""
+    return library.name.split(".")[0].replace("+", "x")
 
 
-def _collect(program: Path, out: Path, libraries: tuple[str, ...]) -> tuple[BuiltFile, ...]:
-    """Moves the program to ``out`` and copies the libraries beside it."""
-    (out / "lib").mkdir(exist_ok=True)
-    shutil.copyfile(program, out / "model")
-    (out / "model").chmod(0o755)
-    files = [BuiltFile("model", out / "model", executable=True)]
-    for library in libraries:
-        copy = out / "lib" / library
-        shutil.copyfile(_executorch_folder() / "lib" / library, copy)
-        files.append(BuiltFile(f"lib/{library}", copy))
-    return tuple(files)
+def _glibc(version: Version) -> str:
+    return f"glibc {'.'.join(map(str, version))}"
 
 
-def _executorch_folder() -> Path:
-    """Where the wheel is installed, without importing it (3 s)."""
-    spec = importlib.util.find_spec("executorch")
-    assert spec is not None, "executorch is a dependency"
-    assert spec.submodule_search_locations is not None, "executorch is a package"
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _compiler_version(compiler: str) -> str:
-    done = subprocess.run(
-        [compiler, "-dumpfullversion"], capture_output=True, text=True, timeout=30, check=True
-    )
-    return done.stdout.strip()
+def _tool_versions(linked: Pieces, *, int8: bool) -> tuple[tuple[str, str], ...]:
+    packages = versions("executorch", "torch", *(("torchao",) if int8 else ()))
+    compiler = (Path(linked.toolchain.cxx).name, linked.toolchain.version())
+    return tuple(sorted((*packages, compiler)))
 
 
 def _licences() -> tuple[str, ...]:
     text = importlib.metadata.distribution("executorch").read_text("licenses/LICENSE")
     assert text is not None, "the executorch wheel carries its licence"
-    return (text, XNNPACK_NOTE)
+    return (text, XNNPACK_NOTE, GCC_NOTE)

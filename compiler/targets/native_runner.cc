@@ -1,5 +1,5 @@
-// Runs the one network that is linked into this program.
-// Input: raw little-endian float32 on stdin, or with --serve one command a line.
+// Runs the one network that native_launcher.c was linked with.
+// Input: raw little-endian float32 tensors on stdin, or with --serve one command a line.
 // Output: raw float32, or one JSON line an answer, on stdout; messages on stderr.
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/module/module.h>
@@ -22,12 +22,7 @@
 #include <utility>
 #include <vector>
 
-// Linked in by embed.S.
-extern "C" {
-extern const unsigned char model_start[], model_end[];
-extern const unsigned char golden_input_start[], golden_input_end[];
-extern const unsigned char golden_output_start[], golden_output_end[];
-}
+#include "native_program.h"
 
 // The wheel ships this class in libexecutorch_threadpool.so but not its header.
 namespace executorch::extension::threadpool {
@@ -45,19 +40,12 @@ using Shape = std::vector<executorch::aten::SizesType>;
 using Samples = std::vector<std::int64_t>;
 using Clock = std::chrono::steady_clock;
 
-// Set by compiler/targets/executable.py: the shapes as lists, the rest as literals.
-const Shape kInputShape{FLEETCUT_INPUT_SHAPE};
-const Shape kOutputShape{FLEETCUT_OUTPUT_SHAPE};
-constexpr double kAtol = FLEETCUT_ATOL;
-constexpr const char* kVersion = FLEETCUT_EXECUTORCH_VERSION;
-constexpr int kDefaultThreads = FLEETCUT_THREADS;
-
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxSamples = 1000000;
 constexpr int kDefaultSamples = 100;
 
 constexpr const char* kUsage =
-    "usage: PROGRAM [--threads N]                  raw float32 tensor on stdin, answer on stdout\n"
+    "usage: PROGRAM [--threads N]                  raw float32 tensors on stdin, answers on stdout\n"
     "       PROGRAM --describe                     shapes, runtime and precision as JSON\n"
     "       PROGRAM --selftest [--threads N]       golden input against golden output; exit 0 or 1\n"
     "       PROGRAM --benchmark [N] [--threads N]  nanoseconds of N inferences of the golden input\n"
@@ -74,15 +62,23 @@ std::int64_t ns_since(Clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
 
+Shape shape_of(const fleetcut_shape& shape) {
+  return Shape(shape.sizes, shape.sizes + shape.rank);
+}
+
 std::size_t count(const Shape& shape) {
   std::size_t product = 1;
   for (const auto size : shape) product *= static_cast<std::size_t>(size);
   return product;
 }
 
-Floats embedded(const unsigned char* start, const unsigned char* end) {
-  Floats values(static_cast<std::size_t>(end - start) / sizeof(float));
-  std::memcpy(values.data(), start, values.size() * sizeof(float));
+std::size_t size_of(const fleetcut_bytes& bytes) {
+  return static_cast<std::size_t>(bytes.end - bytes.start);
+}
+
+Floats embedded(const fleetcut_bytes& bytes) {
+  Floats values(size_of(bytes) / sizeof(float));
+  std::memcpy(values.data(), bytes.start, values.size() * sizeof(float));
   return values;
 }
 
@@ -90,29 +86,32 @@ Floats embedded(const unsigned char* start, const unsigned char* end) {
 class Network {
  public:
   // Throws std::runtime_error when the runtime refuses the thread count or the network.
-  explicit Network(int threads) {
+  Network(const fleetcut_program& program, int threads)
+      : input_shape_(shape_of(program.input_shape)),
+        output_shape_(shape_of(program.output_shape)) {
     const auto start = Clock::now();
     auto* pool = executorch::extension::threadpool::get_threadpool();
     if (pool == nullptr || !pool->_unsafe_reset_threadpool(static_cast<std::uint32_t>(threads))) {
       throw std::runtime_error("cannot set " + std::to_string(threads) + " threads");
     }
-    const auto size = static_cast<std::size_t>(model_end - model_start);
     module_ = std::make_unique<executorch::extension::Module>(
-        std::make_unique<executorch::extension::BufferDataLoader>(model_start, size));
+        std::make_unique<executorch::extension::BufferDataLoader>(program.model.start,
+                                                                  size_of(program.model)));
     check(module_->load_forward(), "cannot load the network");
-    set_input(embedded(golden_input_start, golden_input_end));
+    set_input(embedded(program.golden_input));
     load_ns_ = ns_since(start);
   }
 
   std::int64_t load_ns() const { return load_ns_; }
+  std::size_t input_count() const { return count(input_shape_); }
 
   void set_input(Floats values) {
-    if (values.size() != count(kInputShape)) {
+    if (values.size() != input_count()) {
       throw std::runtime_error("input has " + std::to_string(values.size()) + " values, expected " +
-                               std::to_string(count(kInputShape)));
+                               std::to_string(input_count()));
     }
     input_ = std::move(values);
-    tensor_ = executorch::extension::from_blob(input_.data(), kInputShape);
+    tensor_ = executorch::extension::from_blob(input_.data(), input_shape_);
     output_.clear();
   }
 
@@ -123,7 +122,7 @@ class Network {
     const auto elapsed_ns = ns_since(start);
     check(result.error(), "the inference failed");
     const auto answer = result->at(0).toTensor();
-    if (static_cast<std::size_t>(answer.numel()) != count(kOutputShape)) {
+    if (static_cast<std::size_t>(answer.numel()) != count(output_shape_)) {
       throw std::runtime_error("the network answered with another shape than it was built for");
     }
     const float* values = answer.const_data_ptr<float>();
@@ -145,6 +144,7 @@ class Network {
     }
   }
 
+  Shape input_shape_, output_shape_;
   std::unique_ptr<executorch::extension::Module> module_;
   Floats input_;
   executorch::extension::TensorPtr tensor_;
@@ -200,17 +200,18 @@ std::optional<int> parse_count(std::string_view text, int max) {
   return whole && value >= 1 && value <= max ? std::optional<int>(value) : std::nullopt;
 }
 
-Floats read_floats(std::istream& stream, const std::string& name) {
-  const std::size_t expected = count(kInputShape) * sizeof(float);
-  std::string bytes(expected + 1, '\0');  // one more, to notice a longer tensor
-  stream.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+// A stream's next tensor of so many values, or nullopt at its end.
+std::optional<Floats> read_floats(std::istream& stream, std::size_t values_count,
+                                  const std::string& name) {
+  Floats values(values_count);
+  const std::size_t expected = values_count * sizeof(float);
+  stream.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(expected));
   const auto found = static_cast<std::size_t>(stream.gcount());
+  if (found == 0) return std::nullopt;
   if (found != expected) {
-    throw std::runtime_error(name + (found > expected ? " is longer than " : " ends before ") +
-                             std::to_string(expected) + " bytes");
+    throw std::runtime_error(name + " ends within a tensor of " + std::to_string(expected) +
+                             " bytes");
   }
-  Floats values(count(kInputShape));
-  std::memcpy(values.data(), bytes.data(), expected);
   return values;
 }
 
@@ -227,15 +228,19 @@ std::string bench(Network& network, int samples) {
   return "{\"latency_ns\":" + list(latency_ns) + "}";
 }
 
-int describe() {
-  answer("{\"input_shape\":" + list(kInputShape) + ",\"output_shape\":" + list(kOutputShape) +
-         ",\"runtime\":\"executorch-xnnpack\",\"version\":" + quoted(kVersion) +
-         ",\"precision\":\"fp32\"}");
+int describe(const fleetcut_program& program) {
+  answer("{\"input_shape\":" + list(shape_of(program.input_shape)) +
+         ",\"output_shape\":" + list(shape_of(program.output_shape)) +
+         ",\"runtime\":\"executorch-xnnpack\",\"version\":" + quoted(program.version) +
+         ",\"precision\":" + quoted(program.precision) + ",\"machine\":" +
+         quoted(program.machine) + ",\"libc\":" + quoted(program.libc) +
+         ",\"threads\":" + std::to_string(program.threads) +
+         ",\"atol\":" + number(program.atol) + "}");
   return 0;
 }
 
-int selftest(Network& network) {
-  const Floats expected = embedded(golden_output_start, golden_output_end);
+int selftest(const fleetcut_program& program, Network& network) {
+  const Floats expected = embedded(program.golden_output);
   const Floats& found = network.output();
   double max_abs_err = 0;
   for (std::size_t i = 0; i < found.size(); ++i) {
@@ -243,15 +248,19 @@ int selftest(Network& network) {
     if (!(deviation <= max_abs_err)) max_abs_err = deviation;  // a NaN stays
     if (std::isnan(max_abs_err)) break;
   }
-  const bool passed = max_abs_err <= kAtol;
-  answer("{\"max_abs_err\":" + number(max_abs_err) + ",\"atol\":" + number(kAtol) +
+  const bool passed = max_abs_err <= program.atol;
+  answer("{\"max_abs_err\":" + number(max_abs_err) + ",\"atol\":" + number(program.atol) +
          ",\"passed\":" + (passed ? "true}" : "false}"));
   return passed ? 0 : 1;
 }
 
-int run_once(Network& network) {
-  network.set_input(read_floats(std::cin, "stdin"));
-  write_floats(std::cout, network.output(), "stdout");
+int run_all(Network& network) {
+  auto input = read_floats(std::cin, network.input_count(), "stdin");
+  if (!input) throw std::runtime_error("stdin is empty");
+  for (; input; input = read_floats(std::cin, network.input_count(), "stdin")) {
+    network.set_input(*std::move(input));
+    write_floats(std::cout, network.output(), "stdout");
+  }
   return 0;
 }
 
@@ -273,7 +282,11 @@ std::string reply(Network& network, const std::string& line) {
   if (verb == "input") {
     std::ifstream file(argument, std::ios::binary);
     if (!file) throw std::runtime_error("cannot open " + argument);
-    network.set_input(read_floats(file, argument));
+    auto input = read_floats(file, network.input_count(), argument);
+    if (!input || file.peek() != std::ifstream::traits_type::eof()) {
+      throw std::runtime_error(argument + (input ? " is longer than a tensor" : " is empty"));
+    }
+    network.set_input(*std::move(input));
   } else {
     std::ofstream file(argument, std::ios::binary | std::ios::trunc);
     write_floats(file, network.output(), argument);
@@ -298,7 +311,7 @@ int serve(Network& network) {
 
 struct Options {
   std::string verb;  // empty: stdin to stdout
-  int threads = kDefaultThreads;
+  int threads = 0;  // as the program was built for
   int samples = kDefaultSamples;
 };
 
@@ -330,21 +343,23 @@ std::optional<Options> parse(const std::vector<std::string>& arguments) {
   return options;
 }
 
-int run(const Options& options) {
-  if (options.verb == "--describe") return describe();
-  Network network(options.threads);
-  if (options.verb == "--selftest") return selftest(network);
+int run(const fleetcut_program& program, const Options& options) {
+  if (options.verb == "--describe") return describe(program);
+  Network network(program, options.threads > 0 ? options.threads : program.threads);
+  if (options.verb == "--selftest") return selftest(program, network);
   if (options.verb == "--serve") return serve(network);
   if (options.verb == "--benchmark") {
     answer(bench(network, options.samples));
     return 0;
   }
-  return run_once(network);
+  return run_all(network);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
+extern "C" __attribute__((visibility("default"))) fleetcut_entry fleetcut_main;
+
+int fleetcut_main(const fleetcut_program* program, int argc, char** argv) {
   const auto options = parse(std::vector<std::string>(argv + 1, argv + argc));
   if (!options) {
     std::cerr << kUsage;
@@ -353,7 +368,7 @@ int main(int argc, char** argv) {
   using executorch::runtime::PalImpl;
   executorch::runtime::register_pal(PalImpl::create(log_errors, __FILE__));
   try {
-    return run(*options);
+    return run(*program, *options);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

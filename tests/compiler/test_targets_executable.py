@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 
 from compiler.targets import BuiltModel, TargetError, build_executable, executable
 from compiler.targets.built import raw_bytes, reference_output
-from compiler.targets.executable import KERNEL_LIBRARY, RUNTIME_LIBRARIES, run_executable
+from compiler.targets.executable import run_executable
+from compiler.targets.native_libc import glibc_floor
+from compiler.targets.native_pieces import KERNEL_LIBRARY, pieces
+from compiler.targets.toolchains import COMMAND, find
 from device_agents.contract.artifacts import Target
 
 TARGET = Target("workstation", platform.machine(), "linux", "executable")
@@ -62,6 +67,11 @@ def example() -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def samples() -> Tensor:
+    return torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
 def built(network, example, tmp_path_factory) -> BuiltModel:
     return build_executable(network, example, tmp_path_factory.mktemp("native"), TARGET)
 
@@ -77,6 +87,14 @@ def call(program: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Compl
     )
 
 
+def needed(library: Path) -> set[str]:
+    """The libraries that an ELF file asks for by name."""
+    said = subprocess.run(
+        ["readelf", "--dynamic", library], capture_output=True, text=True, check=True
+    ).stdout
+    return set(re.findall(r"\(NEEDED\)\s+Shared library: \[(.+)\]", said))
+
+
 def serve(program: Path, *lines: str) -> list[dict[str, object]]:
     done = call(
         program, "--serve", "--threads", "1", stdin="".join(f"{x}\n" for x in lines).encode()
@@ -85,16 +103,28 @@ def serve(program: Path, *lines: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_it_is_one_program_and_its_stripped_libraries(built, program):
+def test_it_is_one_file_that_needs_its_c_library_alone(built, program):
     assert built.model_file == "model"
-    assert [file.name for file in built.files] == [
-        "model",
-        *(f"lib/{library}" for library in RUNTIME_LIBRARIES),
-    ]
-    assert [file.executable for file in built.files] == [True, False, False, False]
-    assert program.read_bytes()[:4] == b"\x7fELF"
-    assert b"site-packages" not in program.read_bytes()
-    assert "Redistribution and use" in "".join(built.licences)
+    assert [(file.name, file.executable) for file in built.files] == [("model", True)]
+    content = program.read_bytes()
+    assert content[:4] == b"\x7fELF"
+    assert b"site-packages" not in content
+    assert needed(program) == {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
+    assert glibc_floor(find(platform.machine()), [program]) <= (2, 27)
+    assert built.target.libc == "glibc 2.27"
+    licences = "".join(built.licences)
+    assert "Redistribution and use" in licences
+    assert "GCC Runtime Library Exception" in licences
+
+
+def test_no_library_inside_needs_another_that_is_not_inside():
+    carried = pieces(find(platform.machine())).libraries(kernels=True)
+    names = {library.name for library in carried}
+    system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
+    for place, library in enumerate(carried):
+        before = {earlier.name for earlier in carried[:place]}
+        assert needed(library) <= before | system, library.name
+    assert "libstdc++.so.6" in names
 
 
 def test_stdin_to_stdout_answers_as_pytorch_does(built, program, network, example):
@@ -109,13 +139,26 @@ def test_stdin_to_stdout_answers_as_pytorch_does(built, program, network, exampl
 
 @pytest.mark.parametrize(
     ("change", "fact"),
-    [(lambda x: x[:-1], b"stdin ends before"), (lambda x: x + b"\0", b"stdin is longer")],
-    ids=["short", "long"],
+    [
+        (lambda x: x[:-1], b"stdin ends within a tensor of 12288 bytes"),
+        (lambda x: x + b"\0", b"stdin ends within a tensor of 12288 bytes"),
+        (lambda x: b"", b"stdin is empty"),
+    ],
+    ids=["short", "long", "none"],
 )
 def test_a_tensor_of_another_size_is_refused(built, program, change, fact):
     done = call(program, stdin=change(built.golden_input))
-    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.returncode == 1
     assert done.stderr.startswith(fact)
+
+
+def test_tensors_one_after_the_other_are_answered_in_order(built, program, network):
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    found = run_executable(TARGET, program, x.numpy()).reshape(3, 10)
+    for i in range(3):
+        np.testing.assert_allclose(
+            found[i : i + 1], reference_output(network, x[i : i + 1]), rtol=0, atol=1e-4
+        )
 
 
 def test_describe(program):
@@ -127,6 +170,10 @@ def test_describe(program):
         "runtime": "executorch-xnnpack",
         "version": "1.5.1",
         "precision": "fp32",
+        "machine": platform.machine(),
+        "libc": "glibc 2.27",
+        "threads": 1,
+        "atol": 0.0001,
     }
 
 
@@ -141,7 +188,6 @@ def test_selftest_fails_when_the_golden_output_does_not_fit(program, built, tmp_
     content = program.read_bytes()
     assert content.count(built.golden_output) == 1
     other = raw_bytes(np.frombuffer(built.golden_output, "<f4") + np.float32(0.5))
-    shutil.copytree(program.parent / "lib", tmp_path / "lib")
     changed = tmp_path / "model"
     changed.write_bytes(content.replace(built.golden_output, other))
     changed.chmod(0o755)
@@ -218,6 +264,7 @@ def test_serve_answers_the_golden_input_before_it_is_given_another(program, buil
 
 def test_serve_survives_bad_lines(program, tmp_path):
     (tmp_path / "short").write_bytes(b"abc")
+    (tmp_path / "long").write_bytes(bytes(12289))
     bad = {
         "": "unknown command ''",
         "what": "unknown command 'what'",
@@ -227,8 +274,9 @@ def test_serve_survives_bad_lines(program, tmp_path):
         "input": "input needs a file name",
         "output": "output needs a file name",
         "input /nowhere": "cannot open /nowhere",
-        f"input {tmp_path}": "ends before 12288 bytes",
-        f"input {tmp_path / 'short'}": "ends before 12288 bytes",
+        f"input {tmp_path}": "is empty",
+        f"input {tmp_path / 'short'}": "ends within a tensor of 12288 bytes",
+        f"input {tmp_path / 'long'}": "is longer than a tensor",
         "output /nowhere/y": "cannot write /nowhere/y",
         "bench": "bench needs a number",
         "bench 0": "bench needs a number",
@@ -254,7 +302,8 @@ def test_a_bad_input_leaves_the_one_before_in_place(program, built, tmp_path):
 
 def test_an_operator_that_xnnpack_lacks_brings_the_kernel_library(example, tmp_path):
     built = build_executable(Unusual().eval(), example, tmp_path, TARGET)
-    assert built.files[-1].name == f"lib/{KERNEL_LIBRARY}"
+    assert KERNEL_LIBRARY.split(".")[0].encode() in built.files[0].path.read_bytes()
+    assert built.files[0].path.stat().st_size > 10_000_000
 
 
 def test_a_missing_compiler_is_named_before_anything_slow(network, example, tmp_path, monkeypatch):
@@ -262,8 +311,7 @@ def test_a_missing_compiler_is_named_before_anything_slow(network, example, tmp_
     with pytest.raises(TargetError) as refused:
         build_executable(network, example, tmp_path / "out", TARGET)
     assert str(refused.value) == (
-        "workstation: g++ is not on PATH. "
-        "Next: install it (Debian: apt-get install g++) and compile again"
+        f"workstation: g++ is not on PATH. Next: {COMMAND} (Debian: apt-get install g++)"
     )
     assert not (tmp_path / "out").exists()
 
@@ -271,24 +319,60 @@ def test_a_missing_compiler_is_named_before_anything_slow(network, example, tmp_
 def test_a_failing_compiler_is_quoted(network, example, tmp_path, monkeypatch):
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho 'fatal: no such standard' >&2\nexit 3\n")
+    broken.write_text(
+        "#!/bin/sh\n"
+        f'case "$1" in -dump*|-print*) exec {shutil.which("g++")} "$@";; esac\n'
+        "echo 'fatal: no such standard' >&2\nexit 3\n"
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(broken.parent), prepend=os.pathsep)
-    monkeypatch.setattr(executable, "_lower", lambda *_: (b"program", ()))
+    monkeypatch.setattr(executable, "lower", lambda *_: (b"program", ()))
     with pytest.raises(TargetError, match=r"(?s)g\+\+ failed \(status 3\).*no such standard"):
         build_executable(network, example, tmp_path / "out", TARGET)
 
 
-def test_another_machine_is_refused_with_what_is_missing(network, example, tmp_path):
-    target = Target("pi4", "riscv64", "linux", "executable")
-    with pytest.raises(TargetError, match=r"^pi4: no toolchain .*riscv64 compiler.* Next: "):
+def test_a_machine_without_a_toolchain_is_refused_with_those_that_have_one(
+    network, example, tmp_path
+):
+    target = Target("visionfive", "riscv64", "linux", "executable")
+    with pytest.raises(
+        TargetError, match=r"^visionfive: no toolchain .*riscv64.*aarch64 and x86_64.* Next: "
+    ):
         build_executable(network, example, tmp_path, target)
 
 
-def test_a_precision_that_is_not_built_is_refused(network, example, tmp_path):
-    target = Target("t", platform.machine(), "linux", "executable", precision="int8")
-    with pytest.raises(TargetError, match="precision 'int8' cannot be built"):
+@pytest.mark.parametrize("libc", ["glibc 2.26", "musl 1.2"])
+def test_a_board_with_an_older_c_library_is_refused(network, example, tmp_path, libc):
+    target = Target("old", platform.machine(), "linux", "executable", libc=libc)
+    with pytest.raises(TargetError, match=rf"old: the program needs glibc 2.27 and .* {libc}"):
         build_executable(network, example, tmp_path, target)
+
+
+def test_int8_without_samples_is_refused(network, example, tmp_path):
+    with pytest.raises(TargetError, match="int8 needs real samples"):
+        build_executable(network, example, tmp_path, replace(TARGET, precision="int8"))
+
+
+def test_int8_keeps_its_own_golden_output_and_answers_many(network, example, samples, tmp_path):
+    target = replace(TARGET, precision="int8")
+    built = build_executable(network, example, tmp_path, target, samples)
+    program = built.files[0].path
+    assert json.loads(call(program, "--describe").stdout)["precision"] == "int8"
+    done = call(program, "--selftest")
+    assert (done.returncode, json.loads(done.stdout)["max_abs_err"]) == (0, 0)
+    expected = np.concatenate([reference_output(network, x) for x in samples.split(1)])
+    found = built.answers(samples.numpy())
+    assert 1e-4 < np.abs(found - expected).max() <= 0.05 * float(np.ptp(expected))
+    assert built.golden_output == raw_bytes(run_executable(target, program, example.numpy()))
+
+
+def test_the_same_network_gives_the_same_bytes_with_nothing_in_the_cache(
+    built, program, network, example, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = build_executable(network, example, tmp_path / "out", TARGET)
+    assert again.files[0].path.read_bytes() == program.read_bytes()
+    assert replace(again, files=()) == replace(built, files=())
 
 
 def test_a_program_that_does_not_run_is_an_error_of_the_target(example, tmp_path):

@@ -1,0 +1,199 @@
+"""What every executable of one machine shares, compiled once and kept in the cache.
+
+Input: a toolchain. Output: Pieces: the libraries that a program carries inside, in the order in
+which it loads them, and what its launcher is linked against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.targets.native_libc import (
+    DEFINED,
+    UNDEFINED,
+    UNDEFINED_DYNAMIC,
+    Version,
+    glibc_floor,
+    symbols,
+    write_empty,
+    write_stubs,
+)
+from compiler.targets.toolchains import Toolchain, cache_folder
+
+FLOOR: Version = (2, 27)
+"""What ExecuTorch's wheel asks of a C library itself: older boards cannot be served with it."""
+
+CXX = "libfleetcut_cxx.so"
+STAND_INS = ("libgcc_s.so.1", "libstdc++.so.6")
+"""Empty, because the runtime's libraries ask for them by name. They are not CXX itself, as the
+loader asserts that a library of such a name holds the versions it is asked for."""
+
+RUNTIME_LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so")
+BACKEND_LIBRARY = "libexecutorch_backend_xnnpack.so"
+KERNEL_LIBRARY = "libexecutorch_kernels_optimized.so"
+"""10 MB, taken along only when an operator of the network is not XNNPACK's."""
+
+THEIR_LIBRARIES = (*RUNTIME_LIBRARIES, KERNEL_LIBRARY, BACKEND_LIBRARY)
+RUNNER = "libfleetcut_runner.so"
+
+DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
+"""What executorch-config.cmake (EXECUTORCH_COMPILE_DEFINITIONS) asks of its users."""
+
+LIBGCC = ("libgcc_eh.a", "libgcc.a")
+JUMPS = {"x86_64": "jmp", "aarch64": "b"}
+SOURCES = ("native_runner.cc", "native_cxx.c", "native_program.h")
+COMPILE_TIMEOUT_S = 300
+
+COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frandom-seed=fleetcut")
+"""No random seed and no build id: the same inputs give the same bytes."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried."""
+
+    toolchain: Toolchain
+    folder: Path
+    stubs: tuple[str, ...]
+    floor: Version
+
+    def libraries(self, *, kernels: bool) -> tuple[Path, ...]:
+        """In loading order: each finds what it needs among those before it."""
+        own, theirs = self.folder, self.toolchain.runtime / "lib"
+        return (
+            own / CXX,
+            *(own / name for name in STAND_INS),
+            *(theirs / name for name in RUNTIME_LIBRARIES),
+            *((theirs / KERNEL_LIBRARY,) if kernels else ()),
+            theirs / BACKEND_LIBRARY,
+            own / RUNNER,
+        )
+
+
+def pieces(toolchain: Toolchain) -> Pieces:
+    """From the cache; built first, in some 5 s, when it is not there.
+
+    Raises subprocess.SubprocessError when the compiler fails, MissingToolError when it lacks a
+    library.
+    """
+    home = cache_folder() / f"pieces-{toolchain.machine}-{_key(toolchain)}"
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=home.parent) as work:
+            built = Path(work) / "pieces"
+            built.mkdir()
+            _build(toolchain, built)
+            if not home.exists():  # or another process was quicker: its bytes are the same
+                built.rename(home)
+    carried = [home / CXX, home / RUNNER]
+    carried += [toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES]
+    stubs = tuple((home / "stubs.txt").read_text(encoding="utf-8").split())
+    return Pieces(toolchain, home, stubs, glibc_floor(toolchain, carried))
+
+
+def link_against(stubs: Sequence[str]) -> tuple[str, ...]:
+    """Arguments that name the stubs in ./stubs and nothing else of the system."""
+    return ("-nodefaultlibs", *(f"stubs/{name}" for name in stubs), "-lgcc")
+
+
+def run(command: Sequence[str], folder: Path) -> None:
+    """In ``folder``, so that the bytes do not know where it lies. SubprocessError with stderr."""
+    subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=True
+    )
+
+
+def _key(toolchain: Toolchain) -> str:
+    """A hash over everything that decides the bytes."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256(f"{toolchain.version()} {FLOOR} {COMMON}".encode())
+    for path in (
+        *(here / name for name in (*SOURCES, "native_pieces.py", "native_libc.py")),
+        *(toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES),
+        *(toolchain.file(name) for name in ("libc.so.6", "libstdc++.a", *LIBGCC)),
+    ):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _build(toolchain: Toolchain, folder: Path) -> None:
+    for source in SOURCES:
+        shutil.copyfile(Path(__file__).parent / source, folder / source)
+    stubs = write_stubs(toolchain, FLOOR, folder / "stubs")
+    (folder / "stubs.txt").write_text("\n".join(stubs) + "\n", encoding="utf-8")
+    for name in STAND_INS:
+        write_empty(toolchain, folder, name)
+    _compile_runner(toolchain, folder)
+    _link_cxx(toolchain, folder, stubs)
+    _link_runner(toolchain, folder, stubs)
+
+
+def _compile_runner(toolchain: Toolchain, folder: Path) -> None:
+    include = toolchain.runtime / "include"
+    run(
+        [
+            *(toolchain.cxx, "-std=c++17", *COMMON, "-fvisibility=hidden"),
+            f"-ffile-prefix-map={toolchain.runtime}=executorch",
+            *(f"-D{name}" for name in DEFINITIONS),
+            # -isystem: warnings in the runtime's headers are not ours to mend.
+            *("-isystem", str(include)),
+            *("-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
+            *("-c", "native_runner.cc", "-o", "runner.o"),
+        ],
+        folder,
+    )
+
+
+def _link_cxx(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
+    """libstdc++ and libgcc's unwinder as one library, of what is asked for and what that needs."""
+    asked = symbols(toolchain, folder / "runner.o", UNDEFINED)
+    for name in THEIR_LIBRARIES:
+        asked |= symbols(toolchain, toolchain.runtime / "lib" / name, UNDEFINED_DYNAMIC)
+    cxx = toolchain.file("libstdc++.a")
+    asked_of_gcc = asked - symbols(toolchain, cxx, DEFINED)
+    asked -= asked_of_gcc
+    (folder / "asked.txt").write_text("".join(f"-u {name}\n" for name in sorted(asked)), "utf-8")
+    _open_libgcc(toolchain, folder, asked_of_gcc)
+    run([toolchain.cxx, "-x", "c", *COMMON, "-c", "native_cxx.c", "-o", "cxx.o"], folder)
+    run(
+        [
+            *(toolchain.cxx, "-shared", "-s", *COMMON, f"-Wl,-soname,{CXX}", "-o", CXX),
+            *("cxx.o", "doors.s", "-Wl,@asked.txt", str(cxx), *LIBGCC, *link_against(stubs)),
+        ],
+        folder,
+    )
+
+
+def _open_libgcc(toolchain: Toolchain, folder: Path, asked: set[str]) -> None:
+    """Copies of libgcc's archives, whose functions are hidden, and doors.s with a door to each.
+
+    A door only jumps: a call would put a frame of its own below the one that is to be unwound.
+    """
+    jump = JUMPS[toolchain.machine]
+    doors = ['.section .note.GNU-stack,"",%progbits', ".text"]
+    for archive in LIBGCC:
+        path = toolchain.file(archive)
+        defined = symbols(toolchain, path, DEFINED)
+        names = sorted(n for n in defined if n in asked or n.startswith("_Unwind_"))
+        renames = [f"--redefine-sym={name}=fleetcut{name}" for name in names]
+        run([toolchain.objcopy, *renames, str(path), archive], folder)
+        doors += [f".globl {n}\n.type {n},%function\n{n}: {jump} fleetcut{n}" for n in names]
+    (folder / "doors.s").write_text("\n".join(doors) + "\n", "utf-8")
+
+
+def _link_runner(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
+    libraries = toolchain.runtime / "lib"
+    run(
+        [
+            *(toolchain.cxx, "-shared", "-s", *COMMON, f"-Wl,-soname,{RUNNER}", "-o", RUNNER),
+            *("runner.o", CXX, *(str(libraries / name) for name in RUNTIME_LIBRARIES)),
+            *link_against(stubs),
+        ],
+        folder,
+    )

@@ -1,0 +1,204 @@
+"""Compilers and runtimes for other machines than this one: found, or installed by one command.
+
+Input: a machine as ``uname -m`` prints it. Output: Toolchain; MissingToolError naming what is
+missing and the command that installs it. Nothing is fetched but by ``install``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import CompilerError
+
+COMMAND = "fleetcut toolchains --install"
+
+TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+"""Machines that ExecuTorch publishes its C++ runtime for → GNU's names of them."""
+
+PACKAGES = {"x86_64": "g++-x86-64-linux-gnu", "aarch64": "g++-aarch64-linux-gnu"}
+"""Debian's cross compilers; for this machine itself it is g++."""
+
+WHEEL_PLATFORM = "manylinux_2_28_{machine}"
+RUNTIME = "executorch"
+INSTALL_TIMEOUT_S = 900
+SAID_CHARS = 800
+
+
+class MissingToolError(CompilerError):
+    """A tool that is not here. fact: which; next_step: how to get it."""
+
+    def __init__(self, fact: str, next_step: str) -> None:
+        self.fact = fact
+        self.next_step = next_step
+        super().__init__(f"{fact}. Next: {next_step}")
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What links a program for one machine.
+
+    cxx: g++, which compiles C and assembly too. nm, objcopy: list and rename symbols. runtime: the
+    ``executorch`` package of that machine, with lib/ and include/.
+    """
+
+    machine: str
+    cxx: str
+    nm: str
+    objcopy: str
+    runtime: Path
+
+    def version(self) -> str:
+        """The compiler's, as "12.2.0"."""
+        return _said([self.cxx, "-dumpfullversion"])
+
+    def file(self, name: str) -> Path:
+        """A library that comes with the compiler, as libstdc++.a. Raises MissingToolError."""
+        path = Path(_said([self.cxx, f"-print-file-name={name}"]))
+        if not path.is_absolute():
+            raise MissingToolError(f"{self.cxx} has no {name}", f"install it whole: {COMMAND}")
+        return path.resolve()
+
+
+def find(machine: str) -> Toolchain:
+    """The toolchain for ``machine``. MissingToolError for the first thing missing."""
+    if platform.system() != "Linux" or machine not in TRIPLETS:
+        raise MissingToolError(
+            f"no toolchain for executables on {machine!r}: there are some on Linux, for "
+            + " and ".join(sorted(TRIPLETS)),
+            "deploy the onnx or tflite artifact to such boards",
+        )
+    prefix = "" if machine == platform.machine() else f"{TRIPLETS[machine]}-"
+    tools = {tool: shutil.which(prefix + tool) for tool in ("g++", "nm", "objcopy")}
+    for tool, path in tools.items():
+        if path is None:
+            raise MissingToolError(
+                f"{prefix}{tool} is not on PATH",
+                f"{COMMAND} (Debian: apt-get install {_package(machine)})",
+            )
+    runtime = runtime_folder(machine)
+    if not (runtime / "lib").is_dir():
+        raise MissingToolError(
+            f"ExecuTorch {_runtime_version()} for {machine} is not in {runtime.parent}", COMMAND
+        )
+    return Toolchain(machine, str(tools["g++"]), str(tools["nm"]), str(tools["objcopy"]), runtime)
+
+
+def install(machine: str) -> tuple[str, ...]:
+    """Gets what ``find`` misses; what was done, a line each.
+
+    The compiler comes from Debian's packages and needs root; the runtime is the wheel that pip's
+    registry has. Raises MissingToolError with what was tried and could not be done.
+    """
+    done = []
+    runtime = runtime_folder(machine) if machine in TRIPLETS else None
+    if runtime is not None and not (runtime / "lib").is_dir():
+        _fetch_runtime(machine, runtime)
+        done.append(f"ExecuTorch {_runtime_version()} for {machine} → {runtime.parent}")
+    try:
+        find(machine)
+    except MissingToolError:
+        if machine not in TRIPLETS:
+            raise
+        _install_package(_package(machine))
+        done.append(f"Debian package {_package(machine)}")
+        find(machine)
+    return tuple(done)
+
+
+def runtime_folder(machine: str) -> Path:
+    """Where the ``executorch`` package of a machine lies: this one's is installed, not imported
+    (3 s); another's is in the cache.
+    """
+    if machine != platform.machine():
+        return cache_folder() / f"{RUNTIME}-{_runtime_version()}-{machine}" / RUNTIME
+    spec = importlib.util.find_spec(RUNTIME)
+    assert spec is not None, "executorch is a dependency"
+    assert spec.submodule_search_locations is not None, "executorch is a package"
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def cache_folder() -> Path:
+    """fleetcut/toolchains below XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fleetcut" / "toolchains"
+
+
+def _runtime_version() -> str:
+    return importlib.metadata.version(RUNTIME)
+
+
+def _package(machine: str) -> str:
+    return "g++" if machine == platform.machine() else PACKAGES[machine]
+
+
+def _fetch_runtime(machine: str, runtime: Path) -> None:
+    """Unpacks lib/ and include/ of the wheel, and moves them into the cache whole or not at all."""
+    folder = runtime.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as work:
+        _run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                *("--disable-pip-version-check", "--only-binary=:all:"),
+                *("--platform", WHEEL_PLATFORM.format(machine=machine), "--implementation", "cp"),
+                *("--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"),
+                *("--dest", work, f"{RUNTIME}=={_runtime_version()}"),
+            ],
+            "see that pip reaches its registry",
+        )
+        (wheel,) = Path(work).glob("*.whl")
+        unpacked = Path(work) / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(
+                unpacked,
+                [
+                    n
+                    for n in archive.namelist()
+                    if n.startswith(("executorch/lib", "executorch/inc"))
+                ],
+            )
+        if not folder.exists():
+            unpacked.rename(folder)
+
+
+def _install_package(package: str) -> None:
+    by_hand = f"as root: apt-get install {package}"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise MissingToolError(f"{package} is not installed, and needs root on Debian", by_hand)
+    apt = ["apt-get", "--quiet", "--quiet"]
+    _run([*apt, "update"], by_hand)
+    _run([*apt, "install", "--yes", "--no-install-recommends", package], by_hand)
+
+
+def _run(command: list[str], next_step: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_S,
+            check=True,
+            env=environment,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip()[-SAID_CHARS:]
+        raise MissingToolError(f"{Path(command[0]).name} failed: {said}", next_step) from error
+
+
+def _said(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise MissingToolError(f"{command[0]} does not run ({error})", COMMAND) from error
+    return done.stdout.strip()
