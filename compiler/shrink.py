@@ -209,10 +209,10 @@ def _result(
     )
 
 
-def proxy_accuracy(job: Job) -> KnownAccuracies:
-    """Of the dense network's shapes, as the first round's search asks for it."""
+def proxy_accuracy(job: Job) -> Accuracy:
+    """Of the dense network's shapes, as the first round's search asks for it; without a memory."""
     whole = Cut.none(job.dense)
-    return _known_accuracy(job, whole, _scores(whole, job.splits))
+    return _proxy(whole, _scores(whole, job.splits), job.splits)
 
 
 def _known_accuracy(job: Job, before: Cut, scores: Scores) -> KnownAccuracies:
