@@ -130,7 +130,7 @@ def prove(
     def proof(cell: Cell) -> BoardProof:
         artifact, board = cells[cell]
         label, failure = cluster_of.get(board.board_id), failures.get(board.board_id)
-        return _proof(artifact, board, label, specs[cell].run_id, records.get(cell), failure)
+        return proof_of(artifact, board, label, specs[cell].run_id, records.get(cell), failure)
 
     def settled(cell: Cell) -> bool:
         # What slowed it may have passed; an error or a wrong output says what it has to say.
@@ -186,7 +186,7 @@ def _work(
     )
 
 
-def _proof(
+def proof_of(
     artifact: LocalArtifact,
     board: Board,
     cluster: str | None,
@@ -194,6 +194,10 @@ def _proof(
     record: MeasurementRecord | None,
     failure: BoardError | None,
 ) -> BoardProof:
+    """What one run on one board proves. cluster: of the board, None where it is not known.
+
+    record: None where none came back, and then failure says why, if that is known.
+    """
     manifest = artifact.manifest
     proof = BoardProof(
         board_id=board.board_id,
