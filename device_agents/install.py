@@ -6,6 +6,7 @@ Output: what the name led to before, and the signer. Raises AgentError.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -82,12 +83,18 @@ def _build(home: Home, artifact_id: str, manifest: Manifest, data: bytes) -> Non
 
 def _manifest(home: Home, artifact_id: str) -> Tuple[Manifest, bytes]:
     """The manifest's blob, else that of the installed artifact: both have the id as their hash."""
-    for path in (home.blob(artifact_id), home.artifact(artifact_id) / "manifest.json"):
+    blob = home.blob(artifact_id)
+    for path in (blob, home.artifact(artifact_id) / "manifest.json"):
         if path.is_file() and sha256_file(path) == artifact_id:
             break
     else:
+        # Damaged it would count as present, and never be sent again.
+        with contextlib.suppress(FileNotFoundError):
+            blob.unlink()
         raise AgentError(
-            f"the manifest {artifact_id[:12]} is not on the board", _PUSH_AGAIN, exit_status=1
+            f"the manifest {artifact_id[:12]} is not on the board, or damaged",
+            _PUSH_AGAIN,
+            exit_status=1,
         )
     data = path.read_bytes()
     try:

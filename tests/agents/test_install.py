@@ -139,6 +139,13 @@ def test_a_damaged_blob_is_refused_and_removed(home):
     assert not blob.exists()
 
 
+def test_a_damaged_manifest_is_refused_and_removed(home):
+    artifact_id = push(home, "1")
+    home.blob(artifact_id).write_bytes(b"{}")
+    assert "or damaged" in refused(home, artifact_id)
+    assert not home.blob(artifact_id).exists()
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"[1]", b"\xff", b'{"network": 1}', b'{"files": "../../etc/passwd"}']
 )
