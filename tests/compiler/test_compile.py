@@ -21,7 +21,7 @@ from compiler.compile import Compiled, compile_fleet
 from compiler.dataset import COLUMNS
 from compiler.errors import CompilerError
 from compiler.proposals import Proposal
-from compiler.recipe import Measuring, Recipe, RecipeTarget, Search, Training
+from compiler.recipe import Amortised, Measuring, Recipe, RecipeTarget, Search, Training
 from compiler.work import read_json
 from harness.campaign import load_campaign
 from harness.inventory import load_inventory
@@ -92,6 +92,7 @@ def measured(proposals: list[Proposal], folder: Path) -> Path:
                             "valid": True,
                             "reasons": "",
                             "p50_ns": ns,
+                            "cores": 4,
                             "latency_ns": [ns] * 5,
                             "runtime_version": "1",
                             "simulated": True,
@@ -228,6 +229,26 @@ def test_killed_for_real_at_any_moment_it_resumes_to_the_same_plan_and_weights(t
         for name in names:
             assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
     assert not any((cut / "resume").iterdir())
+
+
+def test_mode_amortised_designs_without_a_search_or_says_that_it_searches(tmp_path):
+    told: list[str] = []
+
+    def observe(title: str, done: int, total: int, last: str) -> None:
+        told.append(f"{title}: {last}")
+
+    search = Search(population=3, generations=4, max_accuracy_drop=0.3, max_accuracy_evaluations=24)
+    parts = {"mode": "amortised", "search": search, "amortised": Amortised(boards=64, steps=150)}
+    compiled(recipe(**parts), tmp_path, "work", observe)
+    folder = tmp_path / "work" / "designers" / "tinynet:tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "designer.json",
+        "designer.safetensors",
+    ]
+    designed = any("no design keeps" in text for text in told)
+    assert any(text.startswith("search tinynet") for text in told) is designed
+    facts = read_json(tmp_path / "work" / "plans" / "tinynet:tiny.search.json")
+    assert facts["chosen"]["mean_ms"] < facts["dense"]["mean_ms"]
 
 
 def test_a_finished_work_folder_is_not_compiled_again(tmp_path):
