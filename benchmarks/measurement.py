@@ -61,6 +61,7 @@ class Effort:
     """
 
     p50_rounds: int
+    p50_rounds_most: int
     telemetry_pairs: int
     comparisons: int
     pairs: int
@@ -68,8 +69,14 @@ class Effort:
     clean: int
 
 
-FULL = Effort(p50_rounds=24, telemetry_pairs=60, comparisons=40, pairs=25, throttled=36, clean=60)
-QUICK = Effort(p50_rounds=1, telemetry_pairs=4, comparisons=1, pairs=10, throttled=2, clean=2)
+FULL = Effort(
+    p50_rounds=24, p50_rounds_most=48, telemetry_pairs=200, comparisons=40, pairs=25,
+    throttled=36, clean=60,
+)  # fmt: skip
+QUICK = Effort(
+    p50_rounds=1, p50_rounds_most=1, telemetry_pairs=4, comparisons=1, pairs=10,
+    throttled=2, clean=2,
+)  # fmt: skip
 
 
 def p50(folder: Path, effort: Effort) -> Part:
@@ -77,9 +84,11 @@ def p50(folder: Path, effort: Effort) -> Part:
         models = tuple(model_file(folder / "models", name) for name in VALUES)
         part = P50Part(boards, BOARD, models)
         rounds = []
-        for number in range(effort.p50_rounds):
+        for number in range(effort.p50_rounds_most):
             rounds.append(part.round(number))
-            _say("p50", number + 1, effort.p50_rounds)
+            _say("p50", number + 1, effort.p50_rounds_most)
+            if number + 1 >= effort.p50_rounds and measurement_p50.settled(rounds):
+                break
     rows = measurement_p50.p50_rows(rounds)
     return rows, measurement_p50.p50_bars(rows)
 

@@ -28,6 +28,8 @@ VALUES = {"digits_mobilenet": 400, "digits_resnet": 400, "mobilenet_v2": 80}
 WARMUPS = 20
 WAYS = ("fleetcut", "pyperf", "loop")
 MOST_APART = 0.02
+SETTLED = 0.01
+"""Half the width of a ratio's interval at which rounds end, from the least number of them on."""
 
 Row = dict[str, Any]
 Round = Mapping[str, Mapping[str, Sequence[int]]]
@@ -97,6 +99,19 @@ def p50_rows(rounds: Sequence[Round]) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def settled(rounds: Sequence[Round]) -> bool:
+    """Whether each ratio's interval is within SETTLED of its median: more rounds tell no more.
+
+    Asked of the interval's width alone, so it does not choose what the ratio comes to.
+    """
+    for row in p50_rows(rounds):
+        for peer in WAYS[1:]:
+            interval = row[f"over_{peer}_interval"]
+            if interval is None or interval[1] - interval[0] > 2 * SETTLED:
+                return False
+    return True
 
 
 def _p10(latency_ns: Sequence[int]) -> float:
