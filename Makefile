@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test test-all system-packages vm-image clean
+.PHONY: setup demo check test test-all system-packages toolchains vm-image clean
 
 setup: $(STAMP)
 
@@ -31,15 +31,22 @@ check: setup
 system-packages:
 	@bash tests/install-system-packages.sh
 
+# What native executables for other machines are linked with: their C++ runtime by pip into the
+# cache, a cross compiler by apt-get where this is root on Debian. What cannot be had is said.
+toolchains: setup
+	$(BIN)/fleetcut toolchains --install
+
 # The arm64 board of the tests, about 500 MB in the cache. Built once for each content of its recipe;
 # where it cannot be built, the tests that boot it are skipped by name.
 vm-image: setup
 	$(BIN)/python -m harness.virtual.vm.image
 
 test: setup system-packages check
+	-$(BIN)/fleetcut toolchains --install
 	$(BIN)/pytest -m "not slow"
 
 test-all: setup system-packages check
+	-$(BIN)/fleetcut toolchains --install
 	$(BIN)/pytest
 
 clean:

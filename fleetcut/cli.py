@@ -73,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     add_nightly(subparsers)
     _add_compare(subparsers)
     _add_compile(subparsers)
+    _add_toolchains(subparsers)
     _add_whatif(subparsers)
     _add_transfer(subparsers)
+    _add_design(subparsers)
     add_ship(subparsers)
     return parser
 
@@ -245,6 +247,26 @@ def _add_compile(subparsers: Subparsers) -> None:
     _inventory(parser)
 
 
+def _add_toolchains(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.toolchaining import toolchains
+
+        return toolchains(console, a.machines or None, get=a.install)
+
+    parser = _verb(
+        subparsers,
+        "toolchains",
+        "show what native executables are linked with, per machine, and install what is missing",
+        "fleetcut toolchains --install aarch64",
+        handler,
+    )
+    parser.add_argument("machines", nargs="*", metavar="MACHINE", help="x86_64, aarch64 (all)")
+    parser.add_argument(
+        "--install", action="store_true",
+        help="the C++ runtime by pip into ~/.cache/fleetcut, the compiler by apt-get (as root)",
+    )  # fmt: skip
+
+
 def _add_whatif(subparsers: Subparsers) -> None:
     def handler(console: Console, a: argparse.Namespace) -> int:
         from fleetcut.whatif import Question, whatif
@@ -286,6 +308,34 @@ def _add_whatif(subparsers: Subparsers) -> None:
     parser.add_argument("--draws", type=int, default=2000, metavar="N", help="default: 2000")
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of a share's boards")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also write an HTML page")
+
+
+def _add_design(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.designing import Question, design
+
+        return design(
+            console,
+            Question(a.work, a.dataset, a.board, a.network, a.latency_ms, a.max_drop),
+        )
+
+    parser = _verb(
+        subparsers,
+        "design",
+        "say in milliseconds which widths a board would get, also one that was never searched for; "
+        "it needs the board's anchors and a work folder compiled with --mode amortised",
+        "fleetcut design build --dataset dataset --board pi4-17 --latency-ms 12",
+        handler,
+    )
+    parser.add_argument("work", type=Path, metavar="WORK", help="work folder of fleetcut compile")
+    parser.add_argument("--dataset", type=Path, required=True, help="with the board's anchor runs")
+    parser.add_argument("--board", required=True, metavar="ID")
+    parser.add_argument("--network", metavar="NAME", help="one of the recipe's; default: all")
+    parser.add_argument("--latency-ms", type=float, metavar="MS", help="the most accurate within")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="FRACTION",
+        help="the fastest that loses no more of the proxy's accuracy; default: the recipe's",
+    )  # fmt: skip
 
 
 def _add_transfer(subparsers: Subparsers) -> None:

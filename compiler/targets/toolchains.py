@@ -147,6 +147,7 @@ def _fetch_runtime(machine: str, runtime: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as work:
         _run(
+            "pip",
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
                 *("--disable-pip-version-check", "--only-binary=:all:"),
@@ -154,7 +155,7 @@ def _fetch_runtime(machine: str, runtime: Path) -> None:
                 *("--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"),
                 *("--dest", work, f"{RUNTIME}=={_runtime_version()}"),
             ],
-            "see that pip reaches its registry",
+            f"let pip reach its registry, then {COMMAND}",
         )
         (wheel,) = Path(work).glob("*.whl")
         unpacked = Path(work) / "unpacked"
@@ -176,11 +177,11 @@ def _install_package(package: str) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise MissingToolError(f"{package} is not installed, and needs root on Debian", by_hand)
     apt = ["apt-get", "--quiet", "--quiet"]
-    _run([*apt, "update"], by_hand)
-    _run([*apt, "install", "--yes", "--no-install-recommends", package], by_hand)
+    _run("apt-get", [*apt, "update"], by_hand)
+    _run("apt-get", [*apt, "install", "--yes", "--no-install-recommends", package], by_hand)
 
 
-def _run(command: list[str], next_step: str) -> None:
+def _run(tool: str, command: list[str], next_step: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         subprocess.run(
@@ -193,7 +194,7 @@ def _run(command: list[str], next_step: str) -> None:
         )
     except (OSError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stderr", None) or error).strip()[-SAID_CHARS:]
-        raise MissingToolError(f"{Path(command[0]).name} failed: {said}", next_step) from error
+        raise MissingToolError(f"{tool} failed: {said}", next_step) from error
 
 
 def _said(command: list[str]) -> str:

@@ -18,7 +18,18 @@ from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 
 VERBS = ["demo", "rack", "check", "trust", "probe", "plan", "measure", "results", "export"]
-VERBS += ["compare", "compile", "whatif", "transfer", "sign", "deploy", "verify", "rollback", "report"]
+VERBS += [
+    "compare",
+    "compile",
+    "toolchains",
+    "whatif",
+    "transfer",
+    "sign",
+    "deploy",
+    "verify",
+    "rollback",
+    "report",
+]
 
 
 @pytest.fixture(scope="module")
