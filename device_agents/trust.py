@@ -2,7 +2,7 @@
 
 Input: an artifact's id, a name, the signatures pushed with it. Output: the signer; AgentError.
 Signers are root's (/etc/fleetcut/allowed_signers), else those that the first deployment pinned.
-For each name the greatest serial seen is kept in serials/; see docs/adr/0014-signed-artifacts.md.
+For each name the greatest serial seen is kept in serials/; see docs/adr/0017-signed-artifacts.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Input: an artifact's folder and a key (a file, or its .pub while an SSH agent holds it).
 Output: manifest.json.sig, statement.json and statement.json.sig beside the manifest; Signed.
-Raises SigningError. See docs/deploying.md, and docs/adr/0014-signed-artifacts.md for why.
+Raises SigningError. See docs/deploying.md, and docs/adr/0017-signed-artifacts.md for why.
 """
 
 from __future__ import annotations
