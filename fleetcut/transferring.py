@@ -162,7 +162,7 @@ def _print(
     console.line(
         f"From {question.proxy} to {question.target}{_simulated(cells)}: {answer.measured} of "
         f"{len(answer.models)} models measured on the target; {len(answer.others)} other boards "
-        "or states measured them all."
+        "or states measured them too."
     )
     console.line(f"{answer.verdict}: {answer.reason}")
     if answer.transfer is not None:

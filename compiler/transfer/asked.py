@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from compiler.transfer.cells import Cell, Cells
 from compiler.transfer.chosen import LEAST_JUDGED, ChosenTransfer
+from compiler.transfer.estimators import Mixture
 from compiler.transfer.pool import Pool
 from compiler.transfer.probes import MOST_PROBES, choose_probes
 from compiler.transfer.rank import TransferError
@@ -20,11 +21,14 @@ from compiler.transfer.reuse import Judged, Optimal, judge, optimal
 
 IntArray = NDArray[np.int64]
 
+MOSTLY = 0.9
+"""Share of the proxy's models that another board must have measured to be of use."""
+
 
 @dataclass(frozen=True)
 class Answer:
     """models: (n,) names, by position in the pool: all that the proxy measured. measured: how many
-    of them the target did. others: the labels of the other cells that know them all.
+    of them the target did. others: the labels of the other cells that know MOSTLY all of them.
 
     transfer, judged: None where the target measured fewer than LEAST_JUDGED; optimal: also where
     accuracies are unknown. ask_next: positions, most useful first; why_next: what they are.
@@ -72,15 +76,8 @@ def ask(
     if probes < 1:
         raise TransferError(f"{probes} probes tell nothing. Next: ask for {MOST_PROBES}")
     models = cells.shared(proxy)
-    others = [
-        cell
-        for cell in cells.ms_by_cell
-        if cell not in (proxy, target) and set(models) <= set(cells.ms_by_cell[cell])
-    ]
-    known = (proxy, *others)
-    names = tuple(map(cells.label, known))
-    features = np.empty((len(models), 0)) if x is None else np.asarray(x, dtype=np.float64)
-    pool = Pool(np.stack([cells.ms(cell, models) for cell in known], axis=1), features, names)
+    pool = _pool(cells, proxy, target, x)
+    names = pool.names
     seen = () if target is None else cells.shared(proxy, target)
     rows = np.array([models.index(model) for model in seen], dtype=np.int64)
     fitted = judged = best = None
@@ -91,6 +88,36 @@ def ask(
             best = optimal(fitted, names[0], judged, accuracy)
     asked, why = _next(pool, rows, judged, best, probes)
     return Answer(models, len(rows), names[1:], fitted, judged, best, asked, why)
+
+
+def _pool(cells: Cells, proxy: Cell, target: Cell | None, x: ArrayLike | None) -> Pool:
+    """The proxy's models; the proxy first, then the others that know MOSTLY all of them.
+
+    A run that was not valid leaves a gap in a board. It is filled by what the boards without gaps
+    say of this one, for without it the board or the model would be lost to all others.
+    """
+    models = cells.shared(proxy)
+    others = [
+        cell
+        for cell in cells.ms_by_cell
+        if cell not in (proxy, target) and len(cells.shared(proxy, cell)) >= MOSTLY * len(models)
+    ]
+    whole = [proxy, *(cell for cell in others if set(models) <= set(cells.ms_by_cell[cell]))]
+    features = np.empty((len(models), 0)) if x is None else np.asarray(x, dtype=np.float64)
+    pool = Pool(
+        np.stack([cells.ms(cell, models) for cell in whole], axis=1),
+        features,
+        tuple(map(cells.label, whole)),
+    )
+    columns, names = [pool.proxies_ms], list(pool.names)
+    for cell in (cell for cell in others if cell not in whole):
+        known = cells.shared(proxy, cell)
+        rows = np.array([models.index(model) for model in known], dtype=np.int64)
+        ms = Mixture().fit(pool, rows, cells.ms(cell, known)).predict(np.arange(len(models)))
+        ms[rows] = cells.ms(cell, known)
+        columns.append(ms[:, None])
+        names.append(cells.label(cell))
+    return Pool(np.hstack(columns), features, tuple(names))
 
 
 def _next(

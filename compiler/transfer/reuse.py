@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compiler.transfer.chosen import LEAST_JUDGED, ChosenTransfer
+from compiler.transfer.chosen import ChosenTransfer
 from compiler.transfer.probes import MOST_PROBES
 from compiler.transfer.rank import RankCorrelation, rank_correlation
 
@@ -58,7 +58,7 @@ def judge(transfer: ChosenTransfer, proxy: str) -> Judged:
     )
     if n >= MOST_PROBES and left_out.value >= VALID_SRCC:
         return Judged("adapt", of_proxy, left_out, f"{weak}; {adapted}")
-    few = f"only {n} models measured" if n < max(MOST_PROBES, LEAST_JUDGED) else adapted
+    few = f"only {n} models measured" if n < MOST_PROBES else adapted
     return Judged("measure", of_proxy, left_out, f"{weak}; {few}")
 
 

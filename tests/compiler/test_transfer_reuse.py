@@ -151,12 +151,25 @@ def test_a_new_board_is_asked_for_probes_then_for_what_may_be_optimal():
     assert not set(second.names_next) & set(first.names_next)
 
 
+def test_a_run_that_was_not_valid_costs_neither_the_board_nor_the_model():
+    x, ms, _ = boards()
+    cells, cell = cells_of(ms, range(20))
+    lost = cells.ms_by_cell[cell("b")].pop("m100")
+    found = ask(cells, cell("a"), cell("new"), x)
+    assert len(found.models) == N
+    assert set(found.others) == {"b", "c", "other"}
+    pool = found.transfer.pool_
+    assert pool.proxies_ms[100, pool.names.index("b")] == pytest.approx(lost, rel=0.1)
+    known = np.delete(np.arange(N), 100)
+    assert (pool.proxies_ms[known, pool.names.index("b")] == ms["b"][known]).all()
+
+
 def test_a_board_that_knows_only_some_of_the_models_is_no_proxy():
     x, ms, _ = boards()
     cells, cell = cells_of(ms, range(20))
-    cells.ms_by_cell[cell("b")].popitem()
+    for i in range(N // 2):
+        del cells.ms_by_cell[cell("b")][f"m{i:03d}"]
     found = ask(cells, cell("a"), cell("new"), x)
-    assert "b" not in found.others
     assert set(found.others) == {"c", "other"}
 
 
