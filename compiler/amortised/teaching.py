@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.amortised.accuracy import AccuracyModel, fit_accuracy
+from compiler.amortised.accuracy import LEAST_SHAPES, AccuracyModel, fit_accuracy
 from compiler.amortised.designer import Designer
 from compiler.amortised.optimizer import Effort, Watch
 from compiler.amortised.predictor import KnownDevices
@@ -61,7 +61,8 @@ def teach(
 
     judge([space.dense_widths])
     dense = judged[space.dense_widths]
-    judge(list(sample_widths(space, max(2, budget.n_judged // 2), seed))[1:])
+    first = max(min(LEAST_SHAPES, budget.n_judged), budget.n_judged // 2)
+    judge(list(sample_widths(space, first, seed))[1:])
 
     def model() -> AccuracyModel:
         shapes, values = list(judged), list(judged.values())
