@@ -31,6 +31,9 @@ CALIBRATION_PICTURES = 128
 MOST_JUDGED = 2000
 """Pictures of a part that a form answers one by one."""
 
+CANDIDATE_KIND = {"ort": "onnx", "tflite": "tflite"}
+"""By the recipe's runtime: the form, in fp32, that the surrogates were taught with and predict."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -147,6 +150,8 @@ def _artifact(work: WorkFolder, recipe: Recipe, case: _Case, kind: str, target: 
         case.calibration,
     )
     provenance = case.provenance
+    if (kind, target.precision) != (CANDIDATE_KIND[recipe.runtime], "fp32"):
+        provenance = replace(provenance, predicted_runtime="")
     if target.precision != "fp32":
         allowed = recipe.search.max_accuracy_drop - _lost_by_pruning(work, case.name)
         provenance = replace(provenance, accuracy=_accuracy(built, case, allowed))

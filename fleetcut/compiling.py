@@ -61,10 +61,12 @@ def compile_recipe(
             console.error(note)
         for folder in outcome.artifacts:
             console.line(f"artifact {folder}")
+        show_recommended(console, outcome)
         console.answer(
             {
                 "state": "compiled",
                 "artifacts": [str(folder) for folder in outcome.artifacts],
+                "recommended": list(outcome.recommended),
                 "final_campaign": str(outcome.final.campaign_path),
                 "notes": list(outcome.notes),
             }
@@ -86,6 +88,32 @@ def compile_recipe(
         f"--dataset {dataset or 'dataset'} --work {work}" + (f" --mode {mode}" if mode else "")
     )
     return DONE
+
+
+def show_recommended(console: Console, compiled: Compiled) -> None:
+    """The fastest form of each network on each cluster, and what the others took there."""
+    if not compiled.recommended:
+        return
+    console.table(
+        "Fastest forms, as measured on each cluster's representative",
+        ("network", "cluster", "form", "target", "median", "accuracy", "others"),
+        [
+            (
+                entry["network"],
+                entry["cluster"],
+                f"{entry['kind']} {entry['precision']}",
+                entry["target"],
+                f"{entry['median_ms']:.3f} ms",
+                f"{entry['accuracy']:.2%}",
+                ", ".join(
+                    f"{form['kind']} {form['precision']} {form['median_ms']:.3f}"
+                    for form in entry["forms"]
+                    if form["artifact_id"] != entry["artifact_id"]
+                ),
+            )
+            for entry in compiled.recommended
+        ],
+    )
 
 
 def _in_mode(recipe: Recipe, mode: str, path: Path) -> Recipe:

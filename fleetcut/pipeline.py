@@ -17,7 +17,7 @@ from compiler.recipe import Recipe
 from compiler.work import read_json
 from device_agents.contract import StoppingRule
 from fleetcut import shipping, verbs
-from fleetcut.compiling import StageSteps
+from fleetcut.compiling import StageSteps, show_recommended
 from fleetcut.console import Console
 from harness.campaign import load_campaign
 from harness.deploy import load_artifact
@@ -58,6 +58,7 @@ def run(
         export(store, dataset, measured)
     for note in outcome.notes:
         console.error(note)
+    show_recommended(console, outcome)
     _measure(console, store, inventory, outcome.final)
     refused = _prove(console, store, inventory, outcome)
     return Finished(outcome, refused)

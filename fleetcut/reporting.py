@@ -81,7 +81,9 @@ def assemble(
     networks = tuple(
         _network(compiled, name, measured, boards) for name in compiled.overview["networks"]
     )
-    artifacts = tuple(_artifact(folder) for folder in sorted((work / "artifacts").glob("*/")))
+    artifacts = tuple(
+        _artifact(folder, compiled.overview) for folder in sorted((work / "artifacts").glob("*/"))
+    )
     planted = _planted(boards)
     simulated = any(b.simulated for b in boards) or any(r.record.simulated for r in runs)
     return schema.Report(
@@ -285,9 +287,11 @@ def _interval_ms(record: MeasurementRecord | None) -> tuple[float, float] | None
     return (interval[0] / NS_PER_MS, interval[1] / NS_PER_MS) if interval else None
 
 
-def _artifact(folder: Path) -> schema.ArtifactReport:
+def _artifact(folder: Path, overview: Mapping[str, Any]) -> schema.ArtifactReport:
     artifact: LocalArtifact = load_artifact(folder)
     manifest = artifact.manifest
+    # The prediction is of the runtime that the surrogates were measured with.
+    predicted = manifest.predicted_runtime == manifest.target.runtime
     release_path = folder / "release.json"
     release = decode(Release, release_path.read_bytes()) if release_path.exists() else None
     return schema.ArtifactReport(
@@ -295,6 +299,13 @@ def _artifact(folder: Path) -> schema.ArtifactReport:
         network=manifest.network,
         kind=manifest.kind,
         target=manifest.target.name,
+        precision=manifest.target.precision,
+        accuracy=manifest.accuracy,
+        recommended_ms=tuple(
+            (str(entry["cluster"]), float(entry["median_ms"]))
+            for entry in overview.get("recommended", ())
+            if entry["artifact_id"] == artifact.artifact_id
+        ),
         state="not verified" if release is None else release.state,  # type: ignore[arg-type]
         size_bytes=sum(entry.size_bytes for entry in manifest.files),
         max_abs_err=manifest.max_abs_err,
@@ -304,8 +315,7 @@ def _artifact(folder: Path) -> schema.ArtifactReport:
                 cluster=p.cluster,
                 passed=p.passed,
                 measured_ms=p.measured_ms,
-                # The prediction is of the runtime that the surrogates were measured with.
-                predicted_ms=p.predicted_ms if manifest.kind == "onnx" else None,
+                predicted_ms=p.predicted_ms if predicted else None,
                 max_abs_err=p.max_abs_err,
                 reason=p.reason,
             )

@@ -204,7 +204,10 @@ class Proof:
 
 @dataclass(frozen=True, config=STRICT)
 class ArtifactReport:
-    """One artifact. max_abs_err: against the PyTorch network, on the workstation."""
+    """One artifact. max_abs_err: against the PyTorch network, on the workstation.
+
+    recommended_ms: (cluster, ms) where it was the fastest of its network's forms.
+    """
 
     artifact_id: str
     network: str
@@ -214,6 +217,9 @@ class ArtifactReport:
     size_bytes: Count | None = None
     max_abs_err: Annotated[float, Field(ge=0)] | None = None
     proofs: tuple[Proof, ...] = ()
+    precision: str = "fp32"
+    accuracy: Fraction | None = None
+    recommended_ms: tuple[tuple[str, Ms], ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -145,7 +145,12 @@ def sample_artifacts(rng: random.Random) -> tuple[ArtifactReport, ...]:
             digest = f"{rng.getrandbits(256):064x}"
             name = f"x86_64-linux-{target}-fp32"
             artifacts.append(
-                ArtifactReport(digest, network, kind, name, state, 184_320, 9.5e-7, proofs)
+                ArtifactReport(
+                    *(digest, network, kind, name, state, 184_320, 9.5e-7, proofs),
+                    precision="int8" if kind == "tflite" else "fp32",
+                    accuracy=0.978,
+                    recommended_ms=(("A", 1.31), ("B", 2.04)) if kind == "executable" else (),
+                )
             )
     return tuple(artifacts)
 

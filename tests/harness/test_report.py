@@ -247,6 +247,14 @@ def test_the_search_stands_beside_its_baselines() -> None:
     assert parse_report(dump_report(report), Path("report.json")) == report
 
 
+def test_artifacts_show_the_clusters_where_they_are_the_fastest_form() -> None:
+    text = Elements(rendered(sample_report())).text
+    assert "Fastest form for" in text
+    assert text.count("1.31 ms") == 2
+    assert text.count("tflite int8") == 2
+    assert "97.8" in text
+
+
 def test_next_to_nothing_measured_is_still_a_page() -> None:
     report = Report(
         title="one board",
