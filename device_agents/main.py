@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-from device_agents import cache, checks, deployments, sessions
+from device_agents import cache, checks, deployments, sessions, wheels
 from device_agents.archive import own_archive, own_sha256
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
@@ -91,6 +91,7 @@ def _run(argv: List[str], out: Output) -> int:
     home = Home(Path(args.home).expanduser().absolute())
     root = Root(Path(args.root).absolute())
     verb: Callable[[argparse.Namespace, Home, Root, Output], int] = args.run
+    wheels.activate(home)
     fence = None if args.fence is None else parse_fence(args.fence)
     with passed(home, fence):
         return verb(args, home, root, out)
@@ -115,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     adopt = verbs.add_parser("adopt", help="take uploads in whose hashes fit")
     adopt.add_argument("uploads", nargs="+", type=_upload, metavar="FILE=SHA256")
     adopt.set_defaults(run=_adopt)
+    verbs.add_parser("platform", help="what wheels have to fit").set_defaults(run=_platform)
+    wheelhouse = verbs.add_parser("provision", help="unpack pushed wheels")
+    wheelhouse.add_argument("plan", metavar="SHA256")
+    wheelhouse.set_defaults(run=_provision)
     clean = verbs.add_parser("clean", help="remove blobs that nobody needs")
     clean.add_argument("--quota-bytes", type=_count, required=True, metavar="N")
     clean.add_argument("--coming-bytes", type=_count, default=0, metavar="N")
@@ -226,6 +231,17 @@ def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
     for file_name, sha256 in args.uploads:
         home.adopt(file_name, sha256)
     out.json({"adopted": [sha256 for _, sha256 in args.uploads]})
+    return 0
+
+
+def _platform(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    out.json(wheels.describe(home))
+    return 0
+
+
+def _provision(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    out.json({"packages": wheels.provision(home, checked_sha256(args.plan))})
     return 0
 
 

@@ -101,11 +101,12 @@ def _model(campaign_path: Path, entry: ModelEntry) -> CampaignModel:
     path = (campaign_path.parent / entry.path).absolute()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        fact = error.strerror if isinstance(error, OSError) else error
         raise DocumentError(
             campaign_path,
             None,
-            f"model {entry.name!r}: {path} cannot be read ({error.strerror})",
+            f"model {entry.name!r}: {str(path)!r} cannot be read ({fact})",
             "Write a path relative to the campaign file",
         ) from None
     return CampaignModel(entry.name, path, digest)

@@ -45,9 +45,10 @@ class BoardError(HarnessError):
 
     def __init__(self, board_id: str, fact: str, next_step: str) -> None:
         self.board_id = board_id
-        self.fact = fact
+        # It may quote what a board said: one line, and nothing that a terminal would obey.
+        self.fact = " ".join("".join(c if c.isprintable() else " " for c in fact).split())
         self.next_step = next_step
-        super().__init__(f"{board_id}: {fact}. Next: {next_step}")
+        super().__init__(f"{board_id}: {self.fact}. Next: {next_step}")
 
 
 class TransientBoardError(BoardError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ class AgentSession:
                 int(answer["removed"]), int(answer["freed_bytes"]), int(answer["blobs_bytes"]),
                 int(answer["free_bytes"]), sessions,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise self._error("the agent's answer to clean is not in the agreed form") from None
 
     def _make_room(self, wanted: Sequence[Path], missing: Sequence[Path]) -> None:
@@ -237,7 +238,9 @@ class AgentSession:
             return False
         lab, _, token = self._fence.partition(":")
         its_lab, _, its_token = str(busy.get("fence")).partition(":")
-        return its_lab == lab and its_token.isdigit() and int(its_token) < int(token)
+        if its_lab != lab or re.fullmatch("[0-9]{1,18}", its_token) is None:
+            return False
+        return int(its_token) < int(token)
 
     def entries(
         self, session_id: str, after_seq: int, *, follow: bool, silence_s: float
@@ -314,14 +317,24 @@ class AgentSession:
     def _argv(self, verb: str, *args: str) -> list[str]:
         return [self.board.python, self._bundle.remote_path, verb, *args]
 
-    def _call(self, verb: str, *args: str, allowed: tuple[int, ...] = (0,)) -> list[bytes]:
+    def ask(self, verb: str, *args: str, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+        """A verb of the agent's that has no method here. Returns its answer. Raises BoardError."""
+        return self._json(self._call(verb, *args, timeout_s=timeout_s)[-1])
+
+    def _call(
+        self,
+        verb: str,
+        *args: str,
+        allowed: tuple[int, ...] = (0,),
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> list[bytes]:
         if self._fence is not None and verb in _CHANGING:
             args = (*args, "--fence", self._fence)
         with self._turn() as conversation:
             if conversation is not None:
-                done = conversation.call(verb, *args, timeout_s=CALL_TIMEOUT_S)
+                done = conversation.call(verb, *args, timeout_s=timeout_s)
             else:
-                done = self._transport.run(self._argv(verb, *args), timeout_s=CALL_TIMEOUT_S)
+                done = self._transport.run(self._argv(verb, *args), timeout_s=timeout_s)
         lines = done.stdout.splitlines()
         if done.exit_status == _FENCED:
             raise LeaseLostError(

@@ -34,7 +34,7 @@ from harness.errors import BoardError, HarnessError
 from harness.inventory import Board, load_inventory
 from harness.session import AgentSession
 
-QUICK, SLOW = 400, 5000
+QUICK, SLOW = 400, 3000
 
 
 def cases(count: int):

@@ -278,7 +278,7 @@ def test_measured_again_neither_cells_nor_canaries_meet_old_numbers(lab):
             "canary.model: 'one'",
         ),
         ({"canary": {"model": "one", "every": 0}}, "canary.every: input should be greater"),
-        ({"canary": {"model": "one", "every": 1}, "repeats": 1000}, "Write 'every: 3' or more"),
+        ({"canary": {"model": "one", "every": 1}, "repeats": 1000}, "write 'every: 3' or more"),
         ({"repeats": 1000, "threads": [*range(1, 64)]}, "multiply to 126000 runs on a board"),
     ],
 )
