@@ -19,7 +19,9 @@ from fleetcut.arguments import add_boards as _boards
 from fleetcut.arguments import add_inventory as _inventory
 from fleetcut.arguments import add_store as _store
 from fleetcut.arguments import add_verb as _verb
+from fleetcut.cli_care import add_care
 from fleetcut.cli_records import add_nightly, add_records
+from fleetcut.cli_sharing import add_sharing
 from fleetcut.cli_ship import add_ship
 from fleetcut.console import Console
 from harness.errors import BoardError, DocumentError, HarnessError, SelectionError
@@ -68,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(subparsers)
     _add_rack(subparsers)
     _add_boards(subparsers)
+    add_care(subparsers)
+    add_sharing(subparsers)
     _add_measure(subparsers)
     add_records(subparsers)
     add_nightly(subparsers)
@@ -182,7 +186,9 @@ def _add_measure(subparsers: Subparsers) -> None:
         "measure",
         "measure a campaign on its boards; runs that are stored already are skipped",
         "fleetcut measure campaign.yaml",
-        lambda console, a: verbs.measure(console, a.inventory, a.campaign, a.store, a.tries),
+        lambda console, a: verbs.measure(
+            console, a.inventory, a.campaign, a.store, a.tries, wait_s=a.wait
+        ),
     )
     _inventory(parser)
     _store(parser)
@@ -190,6 +196,14 @@ def _add_measure(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tries", type=int, default=1, metavar="N", help="measure a run that does not count anew"
     )
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on where an earlier command ended; it does so without being told, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wait", type=float, default=60.0, metavar="SECONDS",
+        help="for a board that somebody holds and uses (default: 60)",
+    )  # fmt: skip
 
 
 def _add_compare(subparsers: Subparsers) -> None:

@@ -93,7 +93,17 @@ def results(
         ],
     )
     latency = {run_id: asdict(summary) for run_id, summary in said.items()}
-    console.answer([{**asdict(row), "latency": latency.get(row.run_id)} for row in rows])
+    category = {i: record.error.category for i, record in records.items() if record.error}
+    console.answer(
+        [
+            {
+                **asdict(row),
+                "latency": latency.get(row.run_id),
+                "category": category.get(row.run_id),
+            }
+            for row in rows
+        ]
+    )
     console.next(f"fleetcut export --store {store_path} --out dataset")
     return DONE
 

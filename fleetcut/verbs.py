@@ -155,8 +155,12 @@ def measure(
     campaign_path: Path,
     store_path: StoreAddress,
     tries: int,
+    wait_s: float = 0.0,
 ) -> int:
-    """Measure a campaign; what is stored already is not measured again."""
+    """Measure a campaign; what is stored already is not measured again.
+
+    wait_s: for a board that another holds and uses.
+    """
     inventory = load_inventory(inventory_path)
     campaign = load_campaign(campaign_path, inventory)
     work = Work(
@@ -168,7 +172,8 @@ def measure(
     )
     store = Store(store_path)
     try:
-        outcomes = run_work(console, store, work, f"measure {campaign.campaign_id}", tries=tries)
+        title = f"measure {campaign.campaign_id}"
+        outcomes = run_work(console, store, work, title, tries=tries, wait_s=wait_s)
         invalid = [s for s in store.summaries([campaign.campaign_id]) if not s.valid]
     finally:
         store.close()
@@ -184,6 +189,7 @@ def measure(
                     "stored": o.stored,
                     "known_before": o.known_before,
                     "failure": str(o.failure) if o.failure else None,
+                    "category": o.failure.category if o.failure else None,
                 }
                 for o in outcomes
             ],
@@ -196,14 +202,14 @@ def measure(
 
 
 def run_work(
-    console: Console, store: Store, work: Work, title: str, *, tries: int = 1
+    console: Console, store: Store, work: Work, title: str, *, tries: int = 1, wait_s: float = 0.0
 ) -> tuple[BoardOutcome, ...]:
     """Drive an Executor over SSH with progress; runs that do not count are tried again.
 
     tries: in all; 1 measures each run once. An error is as good a reason as an invalid verdict:
-    what caused it may have passed.
+    what caused it may have passed. wait_s: for a board that another holds and uses.
     """
-    outcomes = {o.board_id: o for o in _run_once(console, store, work, title)}
+    outcomes = {o.board_id: o for o in _run_once(console, store, work, title, wait_s)}
     for attempt in range(1, tries):
         ids = [spec.run_id for spec in work.specs]
         bad = {i for i, record in store.records(ids).items() if not _counts(record)}
@@ -215,7 +221,7 @@ def run_work(
             break
         work = replace(work, boards=boards, specs=tuple(specs))
         title = f"{len(specs)} runs again, try {attempt + 1}"
-        for o in _run_once(console, store, work, title):
+        for o in _run_once(console, store, work, title, wait_s):
             before = outcomes[o.board_id]
             outcomes[o.board_id] = replace(
                 before, stored=before.stored + o.stored, failure=o.failure
@@ -227,7 +233,9 @@ def _counts(record: MeasurementRecord) -> bool:
     return record.verdict is not None and record.verdict.valid
 
 
-def _run_once(console: Console, store: Store, work: Work, title: str) -> tuple[BoardOutcome, ...]:
+def _run_once(
+    console: Console, store: Store, work: Work, title: str, wait_s: float
+) -> tuple[BoardOutcome, ...]:
     names = dict(work.model_names)
     with console.steps(title) as step:
         executor = Executor(
@@ -235,6 +243,7 @@ def _run_once(console: Console, store: Store, work: Work, title: str) -> tuple[B
             build_bundle(),
             SshTransport,
             observe=lambda p: observe_run(console, step, names, p),
+            wait_s=wait_s,
         )
         return executor.measure(work)
 

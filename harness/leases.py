@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from harness.errors import LeaseError
-from harness.holder import is_gone, lives_here, me
+from harness.holder import Holder, is_gone, lives_here, me
 from harness.store import Store
 from harness.store.tables import LABS, LEASES
 
@@ -112,12 +112,18 @@ class Leases:
     """The leases of one lab. Threads may share it."""
 
     def __init__(
-        self, store: Store, *, lease_s: float = LEASE_S, clock: Clock | None = None
+        self,
+        store: Store,
+        *,
+        lease_s: float = LEASE_S,
+        clock: Clock | None = None,
+        holder: Holder | None = None,
     ) -> None:
+        """None: the database's own clock, and this process."""
         self.lease_s = lease_s
         self._store = store
         self._clock = clock or DatabaseClock()
-        self._me = me()
+        self._me = holder or me()
         with store.transaction() as connection:
             self._lab_id = str(connection.scalar(sa.select(sa.func.min(LABS.c.lab_id))))
 

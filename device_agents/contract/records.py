@@ -136,6 +136,23 @@ class RunError:
     fact: str
     next_step: str
 
+    @property
+    def category(self) -> str:
+        """Whose it is: "infrastructure", "board", "model" or "bug" (also of kinds not known)."""
+        return _CATEGORIES.get(self.kind, "bug")
+
+
+_CATEGORIES = {
+    "timeout": "model",
+    "crashed": "model",
+    "model": "model",
+    "runtime": "board",
+    "condition": "board",
+    "rebooted": "board",
+    "missing_blob": "infrastructure",
+    "agent": "bug",
+}
+
 
 @dataclass(frozen=True)
 class Switch:

@@ -43,10 +43,9 @@ def store(address):
     opened.close()
 
 
-def of_another_machine(monkeypatch):
-    """What is leased from now on is held by a machine of which nothing can be known."""
-    ours = holder.me()
-    monkeypatch.setattr("harness.leases.me", lambda: replace(ours, host="elsewhere", user="ann"))
+def elsewhere(store, clock):
+    """Held by a process of another machine, of which nothing can be known."""
+    return Leases(store, clock=clock, holder=replace(holder.me(), host="elsewhere", user="ann"))
 
 
 def test_a_board_has_one_holder_and_tokens_ascend(store):
@@ -76,11 +75,9 @@ def test_of_many_who_ask_at_once_exactly_one_gets_it(store):
         assert sum(pool.map(ask, range(16))) == 1
 
 
-def test_a_silent_holders_lease_ends_by_itself(store, clock, monkeypatch):
-    with monkeypatch.context() as elsewhere:
-        of_another_machine(elsewhere)
-        theirs = Leases(store, clock=clock)
-        lease = theirs.acquire("pi-1", "x")
+def test_a_silent_holders_lease_ends_by_itself(store, clock):
+    theirs = elsewhere(store, clock)
+    lease = theirs.acquire("pi-1", "x")
     leases = Leases(store, clock=clock)
     clock.steady += LEASE_S - 1
     assert theirs.renew([lease]) == set()
@@ -95,10 +92,8 @@ def test_a_silent_holders_lease_ends_by_itself(store, clock, monkeypatch):
     assert leases.uses(["pi-1"])[0].purpose == "y"
 
 
-def test_waiting_for_a_silent_holder_is_no_matter_of_patience(store, clock, monkeypatch):
-    with monkeypatch.context() as elsewhere:
-        of_another_machine(elsewhere)
-        Leases(store, clock=clock).acquire("pi-1", "x")
+def test_waiting_for_a_silent_holder_is_no_matter_of_patience(store, clock):
+    elsewhere(store, clock).acquire("pi-1", "x")
     stopping = Ticking(clock, LEASE_S / 3)
     lease = Leases(store, clock=clock).acquire("pi-1", "y", stopping=stopping)
     assert lease.token == 2
@@ -119,11 +114,9 @@ class Ticking(threading.Event):
         return False
 
 
-def test_a_holder_that_still_beats_is_reported_at_its_first_beat(store, clock, monkeypatch):
-    with monkeypatch.context() as elsewhere:
-        of_another_machine(elsewhere)
-        theirs = Leases(store, clock=clock)
-        lease = theirs.acquire("pi-1", "x")
+def test_a_holder_that_still_beats_is_reported_at_its_first_beat(store, clock):
+    theirs = elsewhere(store, clock)
+    lease = theirs.acquire("pi-1", "x")
     stopping = Ticking(clock, 5.0, lambda: theirs.renew([lease]))
     with pytest.raises(LeaseError, match="leased to ann@elsewhere for x"):
         Leases(store, clock=clock).acquire("pi-1", "y", stopping=stopping)
@@ -223,15 +216,15 @@ def test_two_labs_are_told_apart(store, tmp_path):
     other.close()
 
 
-def test_a_process_with_a_number_that_was_used_before_is_another(monkeypatch):
+def test_a_process_with_a_number_that_was_used_before_is_another():
     us = holder.me()
     assert holder.lives_here(us.to_text())
     assert not holder.is_gone(us.to_text())
     assert holder.is_gone(replace(us, start_ticks=us.start_ticks - 1).to_text())
     assert holder.is_gone(replace(us, boot_id="another").to_text())
-    elsewhere = replace(us, host="elsewhere", boot_id="another")
-    assert not holder.is_gone(elsewhere.to_text())
-    assert not holder.lives_here(elsewhere.to_text())
+    theirs = replace(us, host="elsewhere", boot_id="another")
+    assert not holder.is_gone(theirs.to_text())
+    assert not holder.lives_here(theirs.to_text())
     for text in (None, "", "{}", json.dumps([1])):
         assert not holder.is_gone(text)
     assert os.getpid() == us.pid
