@@ -7,58 +7,23 @@ Exit status: 0 done, 1 a check or a proof failed, 2 usage, 3 some boards failed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from device_agents.contract import BoardProof, Release, StoppingRule, to_plain
+from device_agents.contract import Release, StoppingRule, to_plain
 from fleetcut.console import Console
+from fleetcut.staging import Fleet, Shares, ask_all, staged
 from fleetcut.verbs import BOARDS_FAILED, CHECK_FAILED, DONE, USAGE, observe_run
 from harness import deploy as deploying
-from harness import rollout as rolling
 from harness import signing
 from harness.bundle import build_bundle
 from harness.deploy import LocalArtifact
-from harness.executor import Executor, Retries
+from harness.executor import Executor
 from harness.inventory import Board, Inventory, load_inventory
-from harness.session import AgentSession
 from harness.ssh import SshTransport
 from harness.store import Store, StoreAddress
-from harness.verify import one_of_each_cluster, release_of, write_release
-from harness.verify import prove as prove_artifacts
+from harness.verify import one_of_each_cluster
 from harness.verify import verify as verify_artifacts
-from harness.visit import visit_again
-
-A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Which boards, and what is known of their clusters.
-
-    cluster_of: board_id → label. representatives: label → board_id. Empty where nothing is known.
-    """
-
-    inventory: Path
-    board_ids: Sequence[str] | None
-    cluster_of: Mapping[str, str]
-    representatives: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How a deployment is staged. stages: None deploys to all at once, without proofs.
-
-    may_fail: boards of a stage that need not be reached. roll_back: a stage that fails.
-    folder: where the rollout is kept, so that the same command goes on. store: of the proofs.
-    """
-
-    stages: tuple[float, ...] | None
-    may_fail: int
-    roll_back: bool
-    folder: Path
-    store: Path
 
 
 def sign(
@@ -109,7 +74,7 @@ def deploy(
     _say_who(console, artifacts, deploying.vouched(artifacts, signers), inventory)
     boards = inventory.select(fleet.board_ids)
     if shares.stages is not None:
-        return _staged(console, fleet, artifacts, boards, signers, shares)
+        return staged(console, fleet, artifacts, boards, signers, shares)
     failures = deploy_all(console, artifacts, boards, signers)
     console.answer(
         {
@@ -147,7 +112,7 @@ def deploy_all(
     signers: Path | None = None,
 ) -> dict[str, str]:
     """Deploy every artifact on every board. Returns board_id → failure."""
-    done, failures = _ask_all(
+    done, failures = ask_all(
         console,
         f"deploy {len(artifacts)} artifacts to {len(boards)} boards",
         boards,
@@ -159,139 +124,10 @@ def deploy_all(
     return failures
 
 
-def _ask_all(
-    console: Console, title: str, boards: Sequence[Board], ask: Callable[[AgentSession], A]
-) -> tuple[dict[str, A], dict[str, str]]:
-    """board_id → answer, board_id → failure; what the network failed is tried again."""
-    with console.steps(title) as step:
-        visits = visit_again(
-            boards,
-            SshTransport,
-            build_bundle(),
-            ask,
-            lambda done, last: step(done, len(boards), last),
-            Retries(),
-        )
-    answers = {v.board_id: v.answer for v in visits if v.answer is not None}
-    failures = {v.board_id: str(v.failure) for v in visits if v.failure is not None}
-    for failure in failures.values():
-        console.error(failure)
-    return answers, failures
-
-
-def _staged(
-    console: Console,
-    fleet: Fleet,
-    artifacts: tuple[LocalArtifact, ...],
-    boards: tuple[Board, ...],
-    signers: Path | None,
-    shares: Shares,
-) -> int:
-    assert shares.stages is not None
-    ids = [a.artifact_id for a in artifacts]
-    planned = rolling.plan(ids, boards, shares.stages, fleet.cluster_of)
-    path = shares.folder / f"{planned.rollout_id}.json"
-    switched: dict[str, tuple[deploying.Deployment, ...]] = {}
-
-    def put(chosen: Sequence[Board]) -> Mapping[str, str]:
-        title = f"deploy {len(artifacts)} artifacts to {len(chosen)} boards"
-        done, failures = _ask_all(
-            console, title, chosen, lambda agent: deploying.deploy(agent, artifacts, signers)
-        )
-        switched.update(done)
-        return failures
-
-    def back(chosen: Sequence[Board]) -> Mapping[str, str]:
-        names = {
-            board.board_id: [d for d in switched.get(board.board_id, ()) if d.previous is not None]
-            for board in chosen
-        }
-
-        def one(agent: AgentSession) -> bool:
-            for d in names[agent.board.board_id]:
-                if d.previous != d.artifact_id:
-                    deploying.roll_back(agent, d.name, d.artifact_id)
-            return True
-
-        return _ask_all(console, f"roll back {len(chosen)} boards", chosen, one)[1]
-
-    store = Store(shares.store)
-    try:
-        steps = rolling.Steps(
-            deploy=put,
-            prove=lambda chosen, name: _prove(console, store, fleet, artifacts, chosen, name),
-            roll_back=back if shares.roll_back else None,
-            observe=lambda rollout: _show(console, rollout),
-        )
-        rollout = rolling.run(rolling.resumed(planned, path), boards, steps, path, shares.may_fail)
-    finally:
-        store.close()
-    for artifact in artifacts:
-        proofs = rollout.proofs_of(artifact.artifact_id)
-        if proofs:
-            write_release(artifact, release_of(artifact, proofs))
-    return _ended(console, rollout, path, len(boards))
-
-
-def _prove(
-    console: Console,
-    store: Store,
-    fleet: Fleet,
-    artifacts: tuple[LocalArtifact, ...],
-    boards: Sequence[Board],
-    name: str,
-) -> list[tuple[str, BoardProof]]:
-    with console.steps(f"verify {len(artifacts)} artifacts on {len(boards)} boards") as step:
-        names = {a.manifest.file(a.manifest.model_file).sha256: a.name for a in artifacts}
-        executor = Executor(
-            store,
-            build_bundle(),
-            SshTransport,
-            observe=lambda p: observe_run(console, step, names, p),
-        )
-        proofs = prove_artifacts(
-            artifacts, tuple(boards), fleet.cluster_of, executor, store, name, StoppingRule()
-        )
-    return [(artifact_id, proof) for artifact_id, found in proofs.items() for proof in found]
-
-
-def _show(console: Console, rollout: rolling.Rollout) -> None:
-    for number, stage in enumerate(rollout.stages, 1):
-        if stage.state == rolling.PENDING and not stage.attempts:
-            continue
-        said = "begun" if stage.state == rolling.PENDING else stage.state
-        if stage is _latest(rollout):
-            console.line(
-                f"stage {number} of {len(rollout.stages)}, {stage.share:.0%} of the fleet, "
-                f"{len(stage.board_ids)} boards: {said}"
-            )
-
-
-def _latest(rollout: rolling.Rollout) -> rolling.Stage | None:
-    return next((s for s in reversed(rollout.stages) if s.attempts), None)
-
-
-def _ended(console: Console, rollout: rolling.Rollout, path: Path, n_boards: int) -> int:
-    state = rollout.state
-    proven = {p.board_id for _, p in rollout.proofs if p.passed}
-    failures = {b: why for s in rollout.stages for b, why in s.failures}
-    for board_id, why in failures.items():
-        console.error(f"{board_id}: {why}")
-    console.answer({"rollout": str(path), "state": state, **asdict(rollout)})
-    refused = any(not p.passed for _, p in rollout.proofs)
-    if state == rolling.DONE:
-        console.line(f"{len(proven)} of {n_boards} boards run it, proven")
-        console.next("fleetcut report")
-        return BOARDS_FAILED if failures else DONE
-    console.line(f"stopped: {state}; {len(proven)} of {n_boards} boards were proven")
-    console.next("mend it, then the same command goes on; or fleetcut rollback NAME")
-    return CHECK_FAILED if refused else BOARDS_FAILED
-
-
 def rollback(console: Console, fleet: Fleet, name: str) -> int:
     """Put a name back to the version that boards kept before it."""
     boards = load_inventory(fleet.inventory).select(fleet.board_ids)
-    answers, failures = _ask_all(
+    answers, failures = ask_all(
         console,
         f"roll {name} back on {len(boards)} boards",
         boards,

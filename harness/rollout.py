@@ -34,6 +34,8 @@ class Stage:
     """The boards that one share adds. share: of the fleet, up to and with this stage, 0..1.
 
     attempts: how often it was begun. failures: (board_id, why), of the last attempt.
+    before: (board_id, name, artifact_id) that its boards ran before the first one; ("", "") for a
+    board that ran nothing.
     """
 
     share: float
@@ -41,6 +43,7 @@ class Stage:
     state: str = PENDING
     attempts: int = 0
     failures: tuple[tuple[str, str], ...] = ()
+    before: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,15 @@ class Rollout:
 class Steps:
     """What a rollout does to boards, each step for all boards of a stage at once.
 
-    deploy: returns board_id → failure. prove: (artifact_id, proof) of each; the text names this
-    attempt. roll_back: of the boards that this stage switched. observe: told after each change.
+    before: what boards run now, as Stage.before. deploy, roll_back: return board_id → failure;
+    roll_back is given what the boards ran before, None: a stage that fails is left as it is.
+    prove: (artifact_id, proof) of each; the text names this attempt. observe: told of each change.
     """
 
+    before: Callable[[Sequence[Board]], Sequence[tuple[str, str, str]]]
     deploy: Callable[[Sequence[Board]], Mapping[str, str]]
     prove: Callable[[Sequence[Board], str], Sequence[tuple[str, BoardProof]]]
-    roll_back: Callable[[Sequence[Board]], Mapping[str, str]] | None
+    roll_back: Callable[[Sequence[Board], Sequence[tuple[str, str, str]]], Mapping[str, str]] | None
     observe: Callable[[Rollout], None]
 
 
@@ -166,6 +171,8 @@ def run(
 def _stage(
     rollout: Rollout, number: int, boards: Sequence[Board], steps: Steps, path: Path, may_fail: int
 ) -> Rollout:
+    if steps.roll_back is not None:
+        rollout = _with(rollout, number, _knowing(rollout.stages[number], boards, steps), path)
     stage = rollout.stages[number]
     failures = dict(steps.deploy(boards))
     stopped = len(failures) > may_fail
@@ -181,11 +188,18 @@ def _stage(
         failures |= refused
     state = FAILED if stopped else DONE
     if stopped and steps.roll_back is not None:
-        for board_id, why in steps.roll_back(boards).items():
+        for board_id, why in steps.roll_back(boards, stage.before).items():
             failures[board_id] = f"{failures.get(board_id, 'not rolled back')}; {why}"
         state = ROLLED_BACK
     done = replace(stage, state=state, failures=tuple(sorted(failures.items())))
     return _with(rollout, number, done, path)
+
+
+def _knowing(stage: Stage, boards: Sequence[Board], steps: Steps) -> Stage:
+    """On the disk before anything is switched: a call that goes on cannot ask for it any more."""
+    known = {board_id for board_id, _, _ in stage.before}
+    unknown = [board for board in boards if board.board_id not in known]
+    return replace(stage, before=(*stage.before, *(steps.before(unknown) if unknown else ())))
 
 
 def _with(rollout: Rollout, number: int, stage: Stage, path: Path) -> Rollout:

@@ -33,6 +33,9 @@ LATENCY_SLACK = 0.25
 """How far above the predicted interval the median may lie, a fraction. A cluster's boards differ,
 by 12 % on the phones of the literature, and the interval is that of its representative."""
 
+PROOF_STOPPING = StoppingRule(samples_min=30, samples_max=100, max_seconds=3.0)
+"""Of proofs on many boards: enough for an interval of the median, and a fleet is soon through."""
+
 PROOF_TRIES = 3
 """Of a proof whose latency cannot be trusted: the clock moved, the board was throttled."""
 

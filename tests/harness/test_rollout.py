@@ -61,6 +61,7 @@ class Fleet:
         self.asked: list[tuple[str, int]] = []
         self.attempts: list[str] = []
         self.put_back: list[str] = []
+        self.asked_before = 0
         self.die_at: str | None = None
 
     def steps(self, *, roll_back: bool = False) -> Steps:
@@ -77,11 +78,16 @@ class Fleet:
                 for b in boards
             ]  # fmt: skip
 
-        def back(boards):
+        def before(boards):
+            self.asked_before += len(boards)
+            return [(b.board_id, "net", "b" * 64) for b in boards]
+
+        def back(boards, ran):
+            assert {b for b, _, _ in ran} == {b.board_id for b in boards}
             self.put_back += [b.board_id for b in boards]
             return {}
 
-        return Steps(deploy, prove, back if roll_back else None, lambda rollout: None)
+        return Steps(before, deploy, prove, back if roll_back else None, lambda rollout: None)
 
     def _note(self, what: str, boards) -> None:
         if self.die_at == what:
@@ -132,6 +138,19 @@ def test_a_failed_proof_stops_it_and_a_second_try_is_another_attempt(state):
     fleet.bad = set()
     assert going(state, fleet).state == rolling.DONE
     assert fleet.attempts[-2].endswith("-1-2")
+
+
+def test_what_boards_ran_before_is_known_also_after_a_kill(state):
+    fleet = Fleet()
+    first = plan(IDS, FLEET, (0.05, 1.0), {}).stages[0].board_ids
+    fleet.bad, fleet.die_at = set(first), "prove"
+    with pytest.raises(KeyboardInterrupt):
+        going(state, fleet, (0.05, 1.0), roll_back=True)
+    fleet.die_at = None
+    stopped = going(state, fleet, (0.05, 1.0), roll_back=True)
+    assert stopped.state == rolling.ROLLED_BACK
+    assert fleet.asked_before == len(first)
+    assert sorted(fleet.put_back) == sorted(first)
 
 
 def test_boards_that_are_gone_may_be_so_many_but_not_all(state):
