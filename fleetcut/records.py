@@ -18,6 +18,9 @@ from harness.export import export as export_dataset
 from harness.statistics import Summary, summarise
 from harness.store import Query, Store, StoreAddress
 
+_LAST_NS = 2**63 - 1
+"""No database counts further: a later time, of the year 2262, is no time at which a run was."""
+
 _SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -50,7 +53,7 @@ def since_unix_ns(text: str, now: datetime.datetime) -> int:
             when = now - datetime.timedelta(seconds=int(span[1]) * _SPANS_S[span[2]])
         else:
             when = datetime.datetime.fromisoformat(text)
-        return round(when.timestamp()) * 1_000_000_000
+        return max(0, min(round(when.timestamp()) * 1_000_000_000, _LAST_NS))
     except (ValueError, OverflowError):
         raise SelectionError(
             f"--since {text!r} is no time. Next: write 36h, 7d, 2031-05-04 or 2031-05-04T22:00"

@@ -247,7 +247,7 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.SQLAlchemyError, OSError, ValueError, zlib.error) as error:
+        except (sa.exc.SQLAlchemyError, OSError, ValueError, OverflowError, zlib.error) as error:
             fact = without_secrets(str(getattr(error, "orig", None) or error), self.address)
             next_step = (
                 "see that it is a fleetcut database on a disk with free space"

@@ -18,6 +18,7 @@ from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 
 VERBS = ["demo", "rack", "check", "trust", "probe", "plan", "measure", "results", "export"]
+VERBS += ["boards", "reserve", "release", "drain", "quarantine"]
 VERBS += [
     "compare",
     "compile",
@@ -28,6 +29,7 @@ VERBS += [
     "deploy",
     "verify",
     "rollback",
+    "engine",
     "report",
 ]
 
