@@ -18,7 +18,7 @@ from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 
 VERBS = ["demo", "rack", "check", "trust", "probe", "plan", "measure", "results", "export"]
-VERBS += ["boards", "reserve", "release", "drain", "quarantine"]
+VERBS += ["nightly", "boards", "reserve", "release", "drain", "quarantine"]
 VERBS += [
     "compare",
     "compile",
