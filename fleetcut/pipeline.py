@@ -15,7 +15,6 @@ from compiler.compile import Compiled, compile_fleet
 from compiler.proposals import Proposal
 from compiler.recipe import Recipe
 from compiler.work import read_json
-from device_agents.contract import StoppingRule
 from fleetcut import shipping, verbs
 from fleetcut.compiling import StageSteps, show_recommended
 from fleetcut.console import Console
@@ -26,8 +25,7 @@ from harness.executor import BoardOutcome, Work
 from harness.export import export
 from harness.inventory import Inventory
 from harness.store import Store
-
-PROOF_STOPPING = StoppingRule(samples_min=30, samples_max=100, max_seconds=3.0)
+from harness.verify import PROOF_STOPPING
 
 TRIES = 3
 """Of a run that was throttled, drifted or crashed: the compiler needs every cell once."""
