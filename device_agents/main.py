@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-from device_agents import cache, checks, deployments, sessions, wheels
+from device_agents import cache, checks, deployments, engines, sessions, wheels
 from device_agents.archive import own_archive, own_sha256
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("name")
     _proof(put)
     put.set_defaults(run=_install)
+    engine = verbs.add_parser("engine", help="build a TensorRT engine of a pushed ONNX model")
+    engine.add_argument("model", metavar="SHA256")
+    engine.add_argument("--input-name", required=True)
+    engine.add_argument("--golden", nargs=2, required=True, metavar="SHA256")
+    engine.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    engine.add_argument("--atol", type=float, required=True)
+    engine.set_defaults(run=_engine)
     back = verbs.add_parser("rollback", help="put a name back to the version before")
     back.add_argument("artifact_id", help="the one to go back from")
     back.add_argument("name")
@@ -262,6 +269,23 @@ def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> i
 
 def _signed(args: argparse.Namespace) -> Optional[Proof]:
     return Proof(*map(checked_sha256, args.signed)) if args.signed else None
+
+
+def _engine(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    home.create()
+    golden = checked_sha256(args.golden[0]), checked_sha256(args.golden[1])
+    done = engines.build(
+        home,
+        engines.find_trtexec(root),
+        engines.gpu_of(root),
+        checked_sha256(args.model),
+        args.input_name,
+        golden,
+        args.precision,
+        args.atol,
+    )
+    out.json(done)
+    return 0
 
 
 def _rollback(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:

@@ -20,6 +20,7 @@ def add_ship(subparsers: Subparsers) -> None:
     _add_deploy(subparsers)
     _add_verify(subparsers)
     _add_rollback(subparsers)
+    _add_engine(subparsers)
     _add_report(subparsers)
 
 
@@ -125,6 +126,26 @@ def _add_rollback(subparsers: Subparsers) -> None:
     add_inventory(parser)
     parser.add_argument("name", metavar="NAME", help="as it is deployed")
     parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
+
+
+def _add_engine(subparsers: Subparsers) -> None:
+    def handler(console: Console, a: argparse.Namespace) -> int:
+        from fleetcut.engines import engine
+
+        return engine(console, a.inventory, a.artifact, a.board, "fp16" if a.fp16 else "fp32")
+
+    parser = add_verb(
+        subparsers,
+        "engine",
+        "have Jetsons build a TensorRT engine of an ONNX artifact with their own trtexec, and "
+        "compare its answer with the golden one",
+        "fleetcut engine build/artifacts/3f2a… --board orin-01 --fp16",
+        handler,
+    )
+    add_inventory(parser)
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="its folder")
+    parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
+    parser.add_argument("--fp16", action="store_true", help="half precision")
 
 
 def _add_report(subparsers: Subparsers) -> None:
