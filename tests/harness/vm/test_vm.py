@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_agents.contract import MeasurementRecord, Reason
+from fleetcut.cli import main
 from harness.bundle import build_bundle
 from harness.inventory import load_inventory
 from harness.session import AgentSession
@@ -16,6 +17,7 @@ from harness.ssh import SshTransport
 from harness.virtual.errors import RackError
 from harness.virtual.vm.image import Image, image_key
 from harness.virtual.vm.machine import Vm, VmSpec
+from harness.wheelhouse import Platform, UnreachableIndexError, default_cache, resolve
 
 POLICY = "/sys/devices/system/cpu/cpufreq/policy0"
 LIMITS = ("scaling_governor", "scaling_min_freq", "scaling_max_freq")
@@ -187,3 +189,24 @@ def test_counted_time_repeats_itself_and_doubles_with_the_shift(boot, measure):
     for first, second in p50s.values():
         assert second == pytest.approx(first, rel=0.001)
     assert p50s[1][1] == pytest.approx(2 * p50s[0][1], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LONG_S)
+def test_wheels_found_here_run_there(boot, measure):
+    """Another onnxruntime than the image's, for a board without internet."""
+    asked = ["--with", "onnxruntime==1.22.1", "--with", "numpy==2.2.6"]
+    try:
+        resolve(Platform("3.11", "aarch64", "2.36"), [*asked[1::2]], default_cache())
+    except UnreachableIndexError as error:
+        pytest.skip(f"no registry: {error}")
+    vm = boot(VmSpec())
+    assert main(["provision", "--inventory", str(vm.inventory), *asked]) == 0
+    (record,) = measure(
+        vm,
+        "provisioned",
+        stopping={"warmup_min": 1, "warmup_max": 2, "samples_min": 5, "samples_max": 5},
+        timeout_s=600.0,
+    )
+    assert record.error is None
+    assert record.runtime_version == "1.22.1"
