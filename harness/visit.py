@@ -6,9 +6,10 @@ A board that fails never delays or hides the others.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,10 +17,24 @@ from typing import Generic, TypeVar
 from harness.bundle import Bundle
 from harness.errors import BoardError, TransientBoardError
 from harness.executor import MAX_WORKERS, Connect, Retries
+from harness.holding import Heartbeat
 from harness.inventory import Board
+from harness.leases import Leases
 from harness.session import AgentSession
 
 A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """Why boards are changed, and the leases without which they are not. text: for others to see.
+
+    wait_s: for a board that somebody holds and uses.
+    """
+
+    leases: Leases
+    text: str
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,25 +52,45 @@ def visit(
     bundle: Bundle,
     ask: Callable[[AgentSession], A],
     done: Callable[[Visit[A]], None] = lambda visit: None,
+    purpose: Purpose | None = None,
 ) -> tuple[Visit[A], ...]:
-    """Ask every board; ``done`` is told of each answer as it comes, from that board's thread."""
+    """Ask every board; ``done`` is told of each answer as it comes, from that board's thread.
+
+    purpose: what changes boards has one, and leases each while it is asked.
+    """
 
     def one(board: Board) -> Visit[A]:
         try:
-            transport = connect(board)
-            try:
-                agent = AgentSession(board, transport, bundle)
-                agent.push_agent()
-                result = Visit(board.board_id, ask(agent), None)
-            finally:
-                transport.close()
+            with _leased(heartbeat, board, purpose) as fence:
+                transport = connect(board)
+                try:
+                    agent = AgentSession(board, transport, bundle, fence)
+                    agent.push_agent()
+                    result = Visit(board.board_id, ask(agent), None)
+                finally:
+                    transport.close()
         except BoardError as error:
             result = Visit(board.board_id, None, error)
         done(result)
         return result
 
-    with ThreadPoolExecutor(min(MAX_WORKERS, max(1, len(boards))), "visit") as pool:
-        return tuple(pool.map(one, boards))
+    with contextlib.ExitStack() as stack:
+        heartbeat = stack.enter_context(Heartbeat(purpose.leases)) if purpose else None
+        pool = ThreadPoolExecutor(min(MAX_WORKERS, max(1, len(boards))), "visit")
+        return tuple(stack.enter_context(pool).map(one, boards))
+
+
+@contextlib.contextmanager
+def _leased(
+    heartbeat: Heartbeat | None, board: Board, purpose: Purpose | None
+) -> Iterator[str | None]:
+    """The fence under which the board is asked. Raises LeaseError."""
+    if heartbeat is None or purpose is None:
+        yield None
+        return
+    never = threading.Event()
+    with heartbeat.hold(board, purpose.text, wait_s=purpose.wait_s, stopping=never) as hold:
+        yield hold.fence
 
 
 def visit_again(
@@ -65,6 +100,7 @@ def visit_again(
     ask: Callable[[AgentSession], A],
     progress: Callable[[int, str], None],
     retries: Retries,
+    purpose: Purpose | None = None,
 ) -> tuple[Visit[A], ...]:
     """``visit``, and again those boards that the network failed. ask: harmless when asked twice.
 
@@ -82,7 +118,7 @@ def visit_again(
                     settled[found.board_id] = found
                     progress(len(settled), found.board_id)
 
-        visit(pending, connect, bundle, ask, heard)
+        visit(pending, connect, bundle, ask, heard, purpose)
         pending = [board for board in pending if board.board_id not in settled]
         if not pending:
             break

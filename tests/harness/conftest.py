@@ -13,6 +13,7 @@ from harness.store import StoreAddress
 from harness.virtual import rack
 from harness.virtual.spec import uniform_rack
 from tests.harness import databases
+from tests.harness.work_samples import save_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,11 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAddress:
         return tmp_path / "lab.db"
     server: databases.Server = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network."""
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    save_tiny_model(path)
+    return path

@@ -11,13 +11,9 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import device_agents
-from device_agents.contract import RunSpec, StoppingRule
 from harness.bundle import build_bundle
 from harness.campaign import again, load_campaign
 from harness.campaign_axes import is_canary
@@ -26,26 +22,7 @@ from harness.executor import Executor, Progress, Retries, Work, session_id_of
 from harness.session import AgentSession
 from harness.ssh import SshTransport
 from harness.store import Store
-
-QUICK = StoppingRule(warmup_min=1, warmup_max=5, samples_min=5, samples_max=10, max_seconds=0.5)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A tiny network: 1 × 16 through one matrix product."""
-    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
-    built.ir_version = 8
-    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    onnx.save(built, path)
-    return path
+from tests.harness.work_samples import work
 
 
 @pytest.fixture
@@ -53,28 +30,6 @@ def store(tmp_path):
     opened = Store(tmp_path / "lab.db")
     yield opened
     opened.close()
-
-
-def work(request, boards, model: Path, repeats: int = 2, **changes) -> Work:
-    # The test's own name keeps its sessions on the shared boards apart from other tests'.
-    campaign = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    specs = tuple(
-        RunSpec(
-            **{
-                "campaign_id": campaign,
-                "board_id": board.board_id,
-                "model_sha256": digest,
-                "runtime": "ort",
-                "stopping": QUICK,
-                "repeat": repeat,
-            }
-            | changes
-        )
-        for board in boards
-        for repeat in range(repeats)
-    )
-    return Work(campaign, tuple(boards), specs, {digest: model}, {digest: "tiny"})
 
 
 def test_every_run_comes_back_once_and_a_second_call_measures_nothing(
@@ -278,6 +233,7 @@ from harness.executor import Executor, Work
 from harness.inventory import load_inventory
 from harness.ssh import SshTransport
 from harness.store import Store
+from tests.harness.work_samples import work
 from device_agents.contract import RunSpec, decode
 inventory, database, model, specs = sys.argv[1:]
 specs = tuple(decode(RunSpec, line) for line in Path(specs).read_text().splitlines())
