@@ -179,7 +179,13 @@ class SshTransport:
             if transport is None or not transport.is_active():
                 raise EOFError
             channel = transport.open_session(timeout=self._deadlines.connect_s)
-            channel.exec_command(shlex.join(argv))
+            # paramiko waits for the answer without an end: closing the channel is one.
+            timer = threading.Timer(self._deadlines.auth_s, channel.close)
+            timer.start()
+            try:
+                channel.exec_command(shlex.join(argv))
+            finally:
+                timer.cancel()
             return channel
 
     def _alive(self) -> bool:

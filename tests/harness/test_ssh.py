@@ -10,7 +10,7 @@ import paramiko
 import pytest
 
 from harness.errors import HostKeyError, StableBoardError, TransientBoardError
-from harness.ssh import Deadlines, SshTransport, fetch_host_key
+from harness.ssh import Deadlines, SshTransport, fetch_host_key, fingerprint
 
 QUICK = Deadlines(connect_s=5, auth_s=5, user_timeout_s=2, keepalive_s=1)
 
@@ -192,3 +192,43 @@ def test_a_cut_in_mid_upload_is_a_transient_error_and_never_a_hang(board, how):
         transport.close()
     finally:
         proxy.close()
+
+
+class Mute(paramiko.ServerInterface):
+    """Lets everybody in, and never says whether a command was begun."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def check_auth_publickey(self, username, key):
+        return paramiko.AUTH_SUCCESSFUL
+
+    def get_allowed_auths(self, username):
+        return "publickey"
+
+    def check_channel_request(self, kind, chanid):
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel, command):
+        self.ended.wait()
+        return False
+
+
+def test_a_board_that_never_answers_a_command_is_a_transient_error_and_never_a_hang(board):
+    key, mute = paramiko.ECDSAKey.generate(), Mute()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve():
+            client, _ = listener.accept()
+            server = paramiko.Transport(client)
+            server.add_server_key(key)
+            server.start_server(server=mute)
+
+        threading.Thread(target=serve, daemon=True).start()
+        pinned = replace(board, port=port, host_key_sha256=fingerprint(key))
+        transport = SshTransport(pinned, replace(QUICK, auth_s=1.0))
+        with pytest.raises(TransientBoardError, match="'true'"):
+            transport.run(["true"], timeout_s=30)
+        mute.ended.set()
+        transport.close()
