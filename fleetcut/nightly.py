@@ -21,7 +21,16 @@ from harness.errors import SelectionError
 from harness.executor import Retries, Work
 from harness.inventory import Board, load_inventory
 from harness.leases import Leases
-from harness.nightly.judging import Rules, Seen, blame, confirm, judge, look
+from harness.nightly.judging import (
+    NIGHTS_MOST,
+    Rules,
+    Seen,
+    blame,
+    confirm,
+    judge,
+    look,
+    usual_change,
+)
 from harness.nightly.metrics import write_metrics
 from harness.nightly.night import (
     Night,
@@ -35,7 +44,7 @@ from harness.nightly.outcomes import BoardOutcome, CellOutcome, NightReport
 from harness.nightly.page import interval, percent, write_page
 from harness.session import AgentSession, Check
 from harness.ssh import SshTransport
-from harness.store import BaselineCell, Store, StoreAddress
+from harness.store import BaselineCell, Store, StoreAddress, earlier_nights, keep_night
 from harness.visit import Visit, visit_again
 
 _CHECKS = Retries(attempts=3)
@@ -66,11 +75,10 @@ def nightly(console: Console, asked: Asked) -> int:
     now = datetime.datetime.fromtimestamp(started_s, datetime.UTC)
     night = night_of(campaign.campaign_id, asked.night, now)
     expected = expected_runs(campaign)
-    rules = Rules(
-        asked.alpha, asked.min_change, refuse_too_few(asked.campaign, expected, asked.alpha)
-    )
+    needed = refuse_too_few(asked.campaign, expected, asked.alpha)
     store = Store(asked.store)
     try:
+        rules = Rules(asked.alpha, asked.min_change, needed, _usual_changes(store, night))
         job = _Job(console, store, campaign, night, rules, asked.tries)
         baselines = _baselines(store, night, asked.baseline, expected)
         cells = job.run(expected, baselines)
@@ -78,7 +86,7 @@ def nightly(console: Console, asked: Asked) -> int:
             campaign.campaign_id, night.night_id, started_s, time.time(), rules.alpha,
             rules.min_change, rules.pairs_needed, job.boards(), cells,
         )  # fmt: skip
-        _keep_baselines(store, night, report, rebase=asked.rebase)
+        _keep(store, night, report, rebase=asked.rebase)
         page = write_page(asked.out / night.night_id, report)
         if asked.metrics is not None:
             write_metrics(asked.metrics, report, store.counts())
@@ -115,15 +123,28 @@ def _baselines(
     return dict.fromkeys(expected, named)
 
 
-def _keep_baselines(store: Store, night: Night, report: NightReport, *, rebase: bool) -> None:
+def _usual_changes(store: Store, night: Night) -> dict[BaselineCell, float]:
+    """Cell → how much earlier nights differed by themselves, where there are enough of them."""
+    earlier = earlier_nights(store, night.campaign_id, night.night_id, NIGHTS_MOST)
+    usual = {cell: usual_change(p50s_ns) for cell, p50s_ns in earlier.items()}
+    return {cell: change for cell, change in usual.items() if change is not None}
+
+
+def _keep(store: Store, night: Night, report: NightReport, *, rebase: bool) -> None:
     """New cells become their own baseline; with rebase everything that was measured does."""
-    unusable = {"missing", "invalid", "dead"}
-    tonight = {
-        BaselineCell(cell.board_id, cell.cell): night.night_id
-        for cell in report.cells
-        if cell.state == "new" or (rebase and cell.state not in unusable)
-    }
-    store.set_baselines(night.campaign_id, tonight, forget=rebase)
+    believed = [c for c in report.cells if c.state not in ("missing", "invalid", "dead")]
+    store.set_baselines(
+        night.campaign_id,
+        {
+            BaselineCell(cell.board_id, cell.cell): night.night_id
+            for cell in believed
+            if rebase or cell.state == "new"
+        },
+        forget=rebase,
+    )
+    p50s_ns = {BaselineCell(c.board_id, c.cell): c.p50_ns for c in believed if c.p50_ns}
+    ended_unix_ns = round(report.ended_unix_s * 1e9)
+    keep_night(store, night.campaign_id, night.night_id, p50s_ns, ended_unix_ns)
 
 
 class _Job:

@@ -9,10 +9,13 @@ its own instead of being divided out: a board that became slower is news too.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from device_agents.contract import MeasurementRecord
 from harness.campaign_file import REPEATS_MAX
@@ -20,6 +23,7 @@ from harness.errors import SelectionError
 from harness.nightly.night import CANARY, cell_of, slot_of
 from harness.nightly.outcomes import CellOutcome
 from harness.pairing import NOTHING, Row, Side, compare_runs
+from harness.statistics import median_ns
 from harness.store import BaselineCell, StoredRun
 
 _BASELINE = Side("baseline", {"campaign": "baseline"})
@@ -30,15 +34,25 @@ _VALID, _INVALID, _FAILED = 2, 1, 0
 
 @dataclass
 class Tally:
-    """What tonight's runs of one cell came to. best: slot → the best of its tries."""
+    """What tonight's runs of one cell came to. best: slot → the best of its tries.
+
+    p50s_ns: of those that count.
+    """
 
     best: dict[int, tuple[int, str]] = field(default_factory=dict)
+    p50s_ns: list[int] = field(default_factory=list)
     simulated: bool = False
 
     def add(self, record: MeasurementRecord, slot: int) -> None:
         rank, reason = _worth(record)
         self.best[slot] = max(self.best.get(slot, (-1, "")), (rank, reason))
         self.simulated |= record.simulated
+        if rank == _VALID:
+            self.p50s_ns.append(median_ns(record.latency_ns))
+
+    def p50_ns(self) -> int | None:
+        """The typical one: the median over the runs that count."""
+        return median_ns(self.p50s_ns) if self.p50s_ns else None
 
     @property
     def valid(self) -> int:
@@ -54,13 +68,42 @@ class Tally:
         return "; ".join(f"{n} × {reason}" for reason, n in said.most_common(3))
 
 
+NIGHTS_LEAST = 6
+"""Of fewer nights nobody can say how much they differ by themselves."""
+
+NIGHTS_MOST = 30
+
+_SIGMAS = 3.0
+_MAD_TO_SIGMA = 1.4826
+
+
 @dataclass(frozen=True)
 class Rules:
-    """alpha: of the changes called, at most this share is false. min_change: a fraction."""
+    """alpha: of the changes called, at most this share is false. min_change: a fraction.
+
+    by_cell: where nights differ by more than min_change by themselves, the change to reach.
+    """
 
     alpha: float
     min_change: float
     pairs_needed: int
+    by_cell: Mapping[BaselineCell, float] = field(default_factory=dict)
+
+    def least(self, cell: BaselineCell) -> float:
+        """The least change of this cell that is a regression."""
+        return max(self.min_change, self.by_cell.get(cell, 0.0))
+
+
+def usual_change(p50s_ns: Sequence[int]) -> float | None:
+    """The change that is seldom exceeded from one night to another: three sigmas of it.
+
+    p50s_ns: of earlier nights, in order. From the steps between neighbours, by their median: a
+    regression that stays is one step, and hides no later one. None where they are too few.
+    """
+    if len(p50s_ns) < NIGHTS_LEAST:
+        return None
+    steps = np.abs(np.diff(np.log(np.asarray(p50s_ns, dtype=np.float64))))
+    return math.expm1(_SIGMAS * _MAD_TO_SIGMA * float(np.median(steps)))
 
 
 @dataclass(frozen=True)
@@ -171,6 +214,7 @@ def _judge(
         baseline_night=baseline,
         row=row,
         simulated=tally.simulated,
+        p50_ns=tally.p50_ns(),
     )
     # Canaries are few by design: what they cannot say is no news.
     needed = 0 if outcome.is_canary() else rules.pairs_needed
@@ -184,9 +228,15 @@ def _judge(
         return replace(outcome, state=lacking[0], fact=lacking[1])
     if baseline is None:
         return replace(outcome, state="new", fact="becomes its own baseline")
-    state = _state_of(row, rules)
+    state = _state_of(cell, row, rules)
     slightly = state == "same" and row is not None and row.comparison.verdict == "slower"
-    return replace(outcome, state=state, fact="slower, by less than matters" if slightly else "")
+    return replace(outcome, state=state, fact=_small(cell, rules) if slightly else "")
+
+
+def _small(cell: BaselineCell, rules: Rules) -> str:
+    if rules.least(cell) > rules.min_change:
+        return f"slower, as nights differ by themselves: up to {rules.least(cell):.1%}"
+    return "slower, by less than matters"
 
 
 def too_few(
@@ -207,12 +257,14 @@ def too_few(
     return None
 
 
-def _state_of(row: Row | None, rules: Rules) -> Literal["same", "unclear", "faster", "regression"]:
+def _state_of(
+    cell: BaselineCell, row: Row | None, rules: Rules
+) -> Literal["same", "unclear", "faster", "regression"]:
     if row is None:
         return "unclear"
     verdict, change = row.comparison.verdict, row.comparison.change
     if verdict == "slower":
-        return "regression" if change >= rules.min_change else "same"
+        return "regression" if change >= rules.least(cell) else "same"
     return verdict
 
 
@@ -234,7 +286,7 @@ def _confirm(
     needed = 0 if candidate.is_canary() else rules.pairs_needed
     if (lacking := too_few(tally, runs_again.get(cell, 0), needed)) is not None:
         return replace(candidate, state=lacking[0], fact=f"to confirm: {lacking[1]}")
-    if _state_of(row, rules) == "regression":
+    if _state_of(cell, row, rules) == "regression":
         return replace(candidate, again=row)
     return replace(
         candidate, state="unconfirmed", again=row, fact="slower at first, not when measured again"

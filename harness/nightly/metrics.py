@@ -115,9 +115,9 @@ def _of_cells(report: NightReport) -> Iterable[Metric]:
         labels=_CELL,
     )
     for cell in report.cells:
-        if cell.row is None:
-            continue
         labels = (report.campaign_id, cell.board_id, cell.model, cell.name)
-        p50.add_metric(labels, cell.row.b_p50_ms / 1e3)
-        change.add_metric(labels, cell.row.comparison.change)
+        if cell.p50_ns is not None:
+            p50.add_metric(labels, cell.p50_ns / 1e9)
+        if (by := cell.change()) is not None:
+            change.add_metric(labels, by)
     return p50, change

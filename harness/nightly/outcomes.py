@@ -33,8 +33,9 @@ class CellOutcome:
     """What tonight says of one cell on one board.
 
     runs: expected. measured: gave latencies. valid: of these, count. fact: why there is no
-    verdict, or what is to be known of it. row: tonight beside the baseline. again: the runs that
-    had to confirm beside it. suspect: where the cause lies, as the board's canary tells.
+    verdict, or what is to be known of it. p50_ns: tonight's, typical. row: tonight beside the
+    baseline. again: the runs that had to confirm beside it. suspect: where the cause lies, as the
+    board's canary tells.
     """
 
     board_id: str
@@ -45,6 +46,7 @@ class CellOutcome:
     valid: int
     fact: str = ""
     baseline_night: str | None = None
+    p50_ns: int | None = None
     row: Row | None = None
     again: Row | None = None
     suspect: Literal["board", "model"] | None = None

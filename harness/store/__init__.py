@@ -4,6 +4,7 @@ Input: MeasurementRecords and profiles. Output: the same, queries, and which run
 """
 
 from harness.store.address import DEFAULT_ADDRESS, StoreAddress, address_of, is_there
+from harness.store.nights import earlier_nights, keep_night
 from harness.store.store import BaselineCell, Query, RunSummary, Store, StoredRun
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "StoreAddress",
     "StoredRun",
     "address_of",
+    "earlier_nights",
     "is_there",
+    "keep_night",
 ]

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from harness.errors import StoreError
 from harness.store.address import StoreAddress
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest of migrations/versions; a test holds them together. Revisions ascend as text."""
 
 VERSION_TABLE = "fleetcut_version"

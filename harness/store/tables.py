@@ -50,6 +50,18 @@ BASELINES = sa.Table(
     sa.Column("night_id", sa.String(64), nullable=False),
 )
 
+# What each cell took, night by night: so much it varies by itself.
+NIGHT_CELLS = sa.Table(
+    "night_cells",
+    METADATA,
+    sa.Column("campaign_id", sa.String(64), primary_key=True),
+    sa.Column("night_id", sa.String(64), primary_key=True),
+    sa.Column("board_id", sa.String(64), primary_key=True),
+    sa.Column("cell", sa.String(400), primary_key=True),
+    sa.Column("p50_ns", _WIDE, nullable=False),
+    sa.Column("ended_unix_ns", _WIDE, nullable=False),
+)
+
 # Which database this is: a board keeps the highest token of each.
 LABS = sa.Table("labs", METADATA, sa.Column("lab_id", sa.String(16), primary_key=True))
 

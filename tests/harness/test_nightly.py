@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import harness.nightly
 from device_agents.contract import Condition, MeasurementRecord, Reason, RunError, RunSpec, Verdict
 from harness.campaign_axes import FIRST_CANARY_REPEAT
 from harness.errors import DocumentError, SelectionError, StoreError
-from harness.nightly.judging import Rules, blame, confirm, judge, look
+from harness.nightly.judging import Rules, blame, confirm, judge, look, usual_change
 from harness.nightly.metrics import write_metrics
 from harness.nightly.night import cell_of, in_words, night_of, pairs_needed, refuse_too_few
 from harness.nightly.outcomes import BoardOutcome, NightReport
@@ -58,13 +59,13 @@ class Lab:
         )
         self.runs.append(StoredRun(record, model))
 
-    def judged(self, baseline_of=lambda cell: "nightly.n1", *, dead=(), night="n2"):
+    def judged(self, baseline_of=lambda cell: "nightly.n1", *, dead=(), night="n2", rules=RULES):
         """Every cell of tonight's or of the baseline's, by (board, cell in words)."""
         cells = {cell_of(run.record.spec, run.model_name) for run in self.runs}
         baselines = {cell: baseline_of(cell) for cell in cells if baseline_of(cell)}
         expected = dict.fromkeys(cells, N)
         seen = look(self.runs, f"nightly.{night}", baselines, RULES.alpha)
-        return by_name(judge(expected, baselines, dead, seen, RULES))
+        return by_name(judge(expected, baselines, dead, seen, rules))
 
     def confirmed(self, judged):
         candidates = [cell for cell in judged.values() if cell.state == "regression"]
@@ -114,6 +115,28 @@ def test_a_sure_change_that_is_small_is_no_regression(lab):
     slower = lab.judged()["b2", "pruned ort fp32"]
     assert slower.row.comparison.verdict == "slower"
     assert (slower.state, slower.fact) == ("same", "slower, by less than matters")
+
+
+def test_a_change_as_nights_show_it_by_themselves_is_no_regression(lab):
+    tonight(lab, {("b1", "dense"): 1.1, ("b2", "dense"): 1.1})
+    unsteady = BaselineCell("b1", "model=dense runtime=ort precision=fp32 threads=1")
+    judged = lab.judged(rules=replace(RULES, by_cell={unsteady: 0.15}))
+    assert judged["b1", "dense ort fp32"].state == "same"
+    assert judged["b1", "dense ort fp32"].fact.endswith("up to 15.0%")
+    assert judged["b2", "dense ort fp32"].state == "regression"
+
+
+def test_how_much_nights_differ_by_themselves():
+    rng = random.Random(1)
+    nights = [round(1e6 * math.exp(rng.gauss(0, 0.02))) for _ in range(200)]
+    # Of two nights with 2 % each: three sigmas of √2 × 2 %.
+    assert usual_change(nights) == pytest.approx(0.085, rel=0.2)
+    # A regression that stays, and one night that was bad, count for little.
+    stepped = nights[:100] + [2 * p50 for p50 in nights[100:]]
+    stepped[50] *= 5
+    assert usual_change(stepped) == pytest.approx(usual_change(nights), rel=0.1)
+    assert usual_change(nights[:5]) is None
+    assert usual_change([1_000_000] * 6) == 0.0
 
 
 def test_what_got_faster_is_no_alarm(lab):

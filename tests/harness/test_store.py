@@ -17,7 +17,15 @@ import pytest
 from device_agents.contract import Reason, RunError, Verdict, encode
 from harness.errors import SelectionError, StoreError
 from harness.export import export
-from harness.store import BaselineCell, Query, Store, address_of, is_there
+from harness.store import (
+    BaselineCell,
+    Query,
+    Store,
+    address_of,
+    earlier_nights,
+    is_there,
+    keep_night,
+)
 from tests.harness.store_samples import PROFILE, record
 
 
@@ -141,6 +149,20 @@ def test_baselines_are_set_and_moved(store):
     store.set_baselines("nightly", {})
     assert store.baselines("nightly") == {a: "n1", b: "n2"}
     assert store.baselines("other") == {}
+
+
+def test_nights_are_kept_in_their_order_and_once_each(store):
+    cell = BaselineCell("b1", "model=net")
+    other = BaselineCell("b2", "model=net")
+    for ended, p50_ns in enumerate((10, 20, 30), 1):
+        keep_night(store, "nightly", f"n{ended}", {cell: p50_ns, other: 1}, ended)
+    # The first night went on, later: it stays the first.
+    keep_night(store, "nightly", "n1", {cell: 11}, 9)
+    keep_night(store, "other", "n1", {cell: 99}, 1)
+    keep_night(store, "nightly", "empty", {}, 10)
+    assert earlier_nights(store, "nightly", "n4", 10) == {cell: (11, 20, 30), other: (1, 1)}
+    assert earlier_nights(store, "nightly", "n2", 10)[cell] == (11, 30)
+    assert earlier_nights(store, "nightly", "n4", 2)[cell] == (20, 30)
 
 
 def test_what_a_board_says_of_its_error_can_always_be_stored(store):
