@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import List
 
 from device_agents.clock import effective_freq_khz
+from device_agents.contract.signatures import SignatureError, require_ssh_keygen
 from device_agents.errors import AgentError
 from device_agents.files import write_whole
 from device_agents.home import Home
@@ -22,6 +23,7 @@ from device_agents.privilege import HELPER, helper_works, is_machine, setup_comm
 from device_agents.probe import runtime_versions
 from device_agents.sysfs import Root
 from device_agents.telemetry import PERIOD_S, observation_cpu_ns
+from device_agents.trust import signers_of
 
 _FREE_BYTES_MIN = 200 << 20
 _NOTHING = "nothing to do"
@@ -53,7 +55,25 @@ def run_checks(home: Home, root: Root) -> List[Check]:
         _clock(),
         _telemetry(board),
         _battery(board),
+        _signatures(home, root),
     ]
+
+
+def _signatures(home: Home, root: Root) -> Check:
+    """Whether the board can ask what it was told to ask; see docs/deploying.md."""
+    signers, by_root = signers_of(home, root)
+    try:
+        require_ssh_keygen()
+        able = "its ssh-keygen can check them"
+    except SignatureError as error:
+        able = str(error)
+        if signers is not None:
+            return Check(
+                "signatures", not by_root, f"not checked: {able}", "install openssh-client"
+            )
+    if signers is None:
+        return Check("signatures", True, f"any artifact is taken: no signers are known; {able}")
+    return Check("signatures", True, f"asked for, by {signers}; {able}")
 
 
 def _python() -> Check:

@@ -78,7 +78,7 @@ def admit(
     manifest: its bytes. current: what the name leads to now; staying there is no downgrade.
     """
     artifact_id = hashlib.sha256(manifest).hexdigest()
-    signers, by_root = _signers(home, root)
+    signers, by_root = signers_of(home, root)
     if proof is None:
         if signers is not None:
             raise _refused(
@@ -182,8 +182,8 @@ def _admit_signers(home: Home, sha256: str, proof: Optional[Proof]) -> None:
 _SIGNERS_KEY = "allowed signers"
 
 
-def _signers(home: Home, root: Root) -> Tuple[Optional[Path], bool]:
-    """(the file that decides, whether it is root's)."""
+def signers_of(home: Home, root: Root) -> Tuple[Optional[Path], bool]:
+    """(the file that decides, None where there is none; whether it is root's)."""
     roots = root.path / ROOTS_SIGNERS
     if roots.is_file():
         return roots, True

@@ -19,7 +19,7 @@ from fleetcut import shipping, verbs
 from fleetcut.compiling import StageSteps, show_recommended
 from fleetcut.console import Console
 from harness.campaign import load_campaign
-from harness.deploy import load_artifact
+from harness.deploy import load_artifact, vouched
 from harness.errors import HarnessError
 from harness.executor import BoardOutcome, Work
 from harness.export import export
@@ -98,7 +98,8 @@ def _prove(
     cluster_of = {board: label for label, board in clusters.representatives_.items()}
     boards = inventory.select(sorted(cluster_of))
     artifacts = tuple(load_artifact(folder) for folder in compiled.artifacts)
-    failures = shipping.deploy_all(console, artifacts, boards)
+    vouched(artifacts, inventory.allowed_signers)
+    failures = shipping.deploy_all(console, artifacts, boards, inventory.allowed_signers)
     if failures:
         raise HarnessError("; ".join(failures.values()))
     campaign_id = f"{compiled.final.campaign_id.removesuffix('-final')}-verify"

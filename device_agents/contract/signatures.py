@@ -96,6 +96,11 @@ def signer_of(data: bytes, signature: bytes, signers: Path, namespace: str) -> s
     raise SignatureError(f"its signature does not fit what was signed as {namespace}")
 
 
+def require_ssh_keygen() -> None:
+    """Raises NoSshKeygenError where no signature can be checked."""
+    _keygen("find-principals")
+
+
 def _require_canonical(signature: bytes) -> None:
     """As ssh-keygen wrote it, to the last byte: it would read other forms of the same one too."""
     body = b"".join(signature.split(b"\n")[1:-2])

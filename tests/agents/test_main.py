@@ -56,7 +56,7 @@ def test_check_says_what_fails_and_what_to_do(agent, tree):
     checks = {check["name"]: check for check in answer.lines[0]["checks"]}
     assert list(checks) == [
         "python", "home", "disk", "ort", "tflite", "thermal", "cpufreq", "clock", "telemetry",
-        "battery",
+        "battery", "signatures",
     ]  # fmt: skip
     assert all(set(check) == {"name", "ok", "fact", "next_step"} for check in checks.values())
     assert not checks["thermal"]["ok"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from device_agents import deployments
+from device_agents.checks import run_checks
 from device_agents.contract import ArtifactFile, Manifest, Target, canonical_json, encode
 from device_agents.contract.signatures import (
     ARTIFACT,
@@ -359,3 +360,21 @@ def test_everything_is_on_the_disk_before_a_name_leads_to_it(strict, monkeypatch
     assert ("fsync", str(home.artifacts)) in calls[placed:switched]
     assert ("fsync", str(home.serials)) in calls[kept:switched]
     assert calls[switched + 1] == ("fsync", str(home.deployed))
+
+
+def test_check_says_whether_signatures_are_asked_for_and_can_be_checked(lab, monkeypatch):
+    def said():
+        (found,) = [c for c in run_checks(lab.home, lab.root) if c.name == "signatures"]
+        return found
+
+    assert said().fact.startswith("any artifact is taken")
+    lab.pin("ann")
+    assert said().ok
+    assert f"asked for, by {lab.home.signers}" in said().fact
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert said().ok
+    assert said().next_step == "install openssh-client"
+    path = lab.root.path / ROOTS_SIGNERS
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert not said().ok
