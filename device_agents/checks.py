@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+import pwd
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from device_agents.telemetry import PERIOD_S, observation_cpu_ns
 from device_agents.trust import signers_of
 
 _FREE_BYTES_MIN = 200 << 20
+_GLIBC_MIN = (2, 17)
+"""Of manylinux2014, the oldest that runtimes are still built for."""
+_FIRMWARE = "/dev/vcio"
 _NOTHING = "nothing to do"
 # Compared at run time: where the syntax still parses, an old Python is told what is wrong.
 _PYTHON_MIN = (3, 8)
@@ -45,8 +50,11 @@ def run_checks(home: Home, root: Root) -> List[Check]:
     board = select(root)
     return [
         _python(),
+        _c_library(),
         _home(home),
         _disk(home),
+        *_login(root),
+        *_groups(root),
         *_runtimes(),
         _thermal(board),
         _cpufreq(board),
@@ -109,7 +117,70 @@ def _disk(home: Home) -> Check:
     fact = f"{free_bytes >> 20} MiB free at {folder}"
     if free_bytes >= _FREE_BYTES_MIN:
         return Check("disk", True, fact)
-    return Check("disk", False, fact, f"free at least {_FREE_BYTES_MIN >> 20} MiB there")
+    need = f"free at least {_FREE_BYTES_MIN >> 20} MiB there"
+    return Check("disk", False, fact, f"fleetcut clean --to-mib 0 for this board; else {need}")
+
+
+def _c_library() -> Check:
+    """Wheels with machine code are made for glibc, of 2.17 at least."""
+    name, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    fact = f"{name or 'a C library that is not glibc'} {version}".strip()
+    if name == "glibc" and numbers >= _GLIBC_MIN:
+        return Check("glibc", True, fact)
+    any_runtime = bool(runtime_versions())
+    return Check(
+        "glibc",
+        any_runtime,
+        f"{fact}: no runtime's wheels fit",
+        _NOTHING if any_runtime else "install onnxruntime by the system's own packages",
+    )
+
+
+def _login(root: Root) -> List[Check]:
+    """Only where systemd-logind ends what outlives a login, as a detached worker has to."""
+    if _logind_setting(root, "KillUserProcesses") != "yes":
+        return []
+    user = pwd.getpwuid(os.getuid()).pw_name
+    if root.exists(f"var/lib/systemd/linger/{user}") or os.getuid() == 0:
+        return [Check("login", True, f"{user} lingers: its processes outlive a login")]
+    return [
+        Check(
+            "login",
+            False,
+            "KillUserProcesses=yes: a run ends with the connection",
+            f"sudo loginctl enable-linger {shlex.quote(user)}",
+        )
+    ]
+
+
+def _logind_setting(root: Root, key: str) -> str:
+    """As systemd reads it: the drop-ins after the file, the last one counts."""
+    value = ""
+    drop_ins = sorted(root.glob("etc/systemd/logind.conf.d/*.conf"))
+    for path in ("etc/systemd/logind.conf", *drop_ins):
+        for line in (root.read_text(path) or "").splitlines():
+            name, equals, found = line.partition("=")
+            if equals and name.strip() == key:
+                value = found.strip().lower()
+    return {"1": "yes", "true": "yes", "on": "yes"}.get(value, value)
+
+
+def _groups(root: Root) -> List[Check]:
+    """Only of Raspberry Pis: their firmware answers to one group."""
+    if not is_machine(root) or not os.path.exists(_FIRMWARE):
+        return []
+    if os.access(_FIRMWARE, os.R_OK | os.W_OK):
+        return [Check("groups", True, f"{_FIRMWARE} can be asked")]
+    user = shlex.quote(pwd.getpwuid(os.getuid()).pw_name)
+    return [
+        Check(
+            "groups",
+            False,
+            f"{_FIRMWARE} cannot be asked: throttling may go unseen",
+            f"sudo usermod -aG video {user}, then log in again",
+        )
+    ]
 
 
 def _runtimes() -> List[Check]:
@@ -118,15 +189,15 @@ def _runtimes() -> List[Check]:
     ort = found.get("onnxruntime") or found.get("onnxruntime-gpu")
     litert = [f"{n} {found[n]}" for n in ("ai-edge-litert", "tflite-runtime") if n in found]
     any_runtime = bool(ort or litert)
-    pip = f"{sys.executable or 'python3'} -m pip install --user"
-    wheel = "ai-edge-litert" if sys.version_info >= (3, 10) else "tflite-runtime 'numpy<2'"
+    # From the workstation: neither pip nor internet is needed here.
+    give = "fleetcut provision --runtime {} for this board"
     return [
         Check("ort", True, f"onnxruntime {ort}")
         if ort
-        else Check("ort", any_runtime, "onnxruntime is not installed", f"{pip} onnxruntime"),
+        else Check("ort", any_runtime, "onnxruntime is not installed", give.format("ort")),
         Check("tflite", True, ", ".join(litert))
         if litert
-        else Check("tflite", any_runtime, "no TFLite runtime is installed", f"{pip} {wheel}"),
+        else Check("tflite", any_runtime, "no TFLite runtime is installed", give.format("tflite")),
     ]
 
 
