@@ -55,8 +55,8 @@ def test_check_says_what_fails_and_what_to_do(agent, tree):
     assert answer.status == 1
     checks = {check["name"]: check for check in answer.lines[0]["checks"]}
     assert list(checks) == [
-        "python", "glibc", "home", "disk", "ort", "tflite", "thermal", "cpufreq", "clock", "telemetry",
-        "battery", "signatures",
+        "python", "glibc", "home", "disk", "ort", "tflite", "thermal", "cpufreq", "clock",
+        "telemetry", "battery", "signatures",
     ]  # fmt: skip
     assert all(set(check) == {"name", "ok", "fact", "next_step"} for check in checks.values())
     assert not checks["thermal"]["ok"]
