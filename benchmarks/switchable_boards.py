@@ -1,25 +1,24 @@
-"""Latency of sub-networks at each clock of a virtual board, through the harness, over SSH.
+"""Latency of models at each clock of a virtual board, through the harness, over SSH.
 
-Input: a work folder, the sub-networks, the clocks. Output: milliseconds. Execution is real, the
-clock SIMULATED by the board's clockshim; what was measured stays in the work folder's store.
+Input: a board, models with their runtimes, clocks. Output: milliseconds. Execution is real, the
+clock SIMULATED; what was measured stays in the work folder's store.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
-from torch import nn
 
-from benchmarks.switchable_training import SEED, Trained
-from compiler import networks
-from compiler.targets import fast_onnx
+from benchmarks.switchable_training import SEED
+from device_agents.contract import MeasurementRecord
+from device_agents.privilege import HELPER, SUDOERS, SUDOERS_LINE, helper_source
 from fleetcut import verbs
 from fleetcut.console import Console
 from harness.campaign import load_campaign
@@ -30,29 +29,83 @@ from harness.statistics import median_ns
 from harness.store import Store
 from harness.virtual import rack
 from harness.virtual.spec import RackSpec, VirtualBoardSpec
+from harness.virtual.vm.image import build_image, cached_image
+from harness.virtual.vm.machine import Vm, VmSpec
 
 BOARD = "clocks"
 TRIES = 3
 """Of a run that does not count."""
 
+NO_HEAT = {"trip_mc": 150_000}
+"""The arm64 board stays at the clock it is set to."""
+
+PREPARED = f"""
+set -e
+cat > {HELPER} <<'END-OF-HELPER'
+{helper_source().decode()}
+END-OF-HELPER
+chmod 0755 {HELPER}
+echo '{SUDOERS_LINE}' > {SUDOERS}
+chmod 0440 {SUDOERS}
+"""
+"""As docs/preparing-boards.md asks of a board."""
+
 
 @dataclass(frozen=True)
 class Clocks:
-    """khz: ascending. repeats: of every sub-network at every clock."""
+    """khz: ascending. repeats: of every model at every clock. stopping: of a run's timed loop."""
 
     khz: tuple[int, ...]
     repeats: int
+    samples_max: int = 400
+    max_seconds: float = 0.3
 
 
-def latencies_ms(folder: Path, name: str, found: Trained, clocks: Clocks) -> NDArray[np.float64]:
-    """(repeats, n_clocks, n_sub_networks): p50 of each run. Raises HarnessError."""
-    campaign_path = _write_campaign(folder, name, found.sub_networks, clocks)
-    spec = RackSpec(boards=(VirtualBoardSpec(BOARD, freqs_khz=clocks.khz),), seed=SEED)
+@dataclass(frozen=True)
+class Model:
+    """A file below the work folder, and what runs it."""
+
+    path: Path
+    runtime: str = "ort"
+
+
+@contextmanager
+def stand_in(folder: Path, khz: tuple[int, ...]) -> Iterator[Path]:
+    """The inventory of an x86-64 board: the host's CPU, its clock stretched by a clockshim."""
+    spec = RackSpec(boards=(VirtualBoardSpec(BOARD, freqs_khz=khz),), seed=SEED)
     # OpenSSH in a namespace of its own needs root; without it the board is an embedded server.
     status = rack.up(folder / "rack", spec, sshd=os.geteuid() == 0)
+    try:
+        yield status.inventory
+    finally:
+        rack.down(folder / "rack")
+
+
+@contextmanager
+def arm64(folder: Path) -> Iterator[Path]:
+    """The inventory of an emulated arm64 board whose time is a count of instructions."""
+    spec = VmSpec(setup=PREPARED, icount_shift=1, physics=NO_HEAT)
+    with Vm(cached_image() or build_image(), folder / "vm", spec) as vm:
+        yield vm.inventory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """ms: (repeats, n_clocks, n_models), p50 of each run. switches: of each record, in ns."""
+
+    ms: NDArray[np.float64]
+    switch_ns: tuple[int, ...]
+    simulated: bool
+
+
+def measure(
+    folder: Path, name: str, inventory: Path, models: Sequence[Model], clocks: Clocks
+) -> Measured:
+    """Raises HarnessError. A run that the store in folder knows is not measured again."""
+    campaign_path = _write_campaign(folder, name, models, clocks)
     store = Store(folder / "fleetcut.db")
     try:
-        campaign = load_campaign(campaign_path, load_inventory(status.inventory))
+        campaign = load_campaign(campaign_path, load_inventory(inventory))
         work = Work(
             campaign.campaign_id,
             campaign.boards,
@@ -65,40 +118,53 @@ def latencies_ms(folder: Path, name: str, found: Trained, clocks: Clocks) -> NDA
             if outcome.failure is not None:
                 raise outcome.failure
         positions = {model.sha256: int(model.name.rsplit("-", 1)[1]) for model in campaign.models}
-        ms = np.full((clocks.repeats, len(clocks.khz), len(found.sub_networks)), np.nan)
-        for run in store.runs([campaign.campaign_id], valid_only=True):
-            spec_of = run.record.spec
-            assert spec_of.condition.freq_khz is not None
-            ms[
-                spec_of.repeat % REPEATS_MAX,
-                clocks.khz.index(spec_of.condition.freq_khz),
-                positions[spec_of.model_sha256],
-            ] = median_ns(run.record.latency_ns) / 1e6
-        return ms
+        records = [r.record for r in store.runs([campaign.campaign_id], valid_only=True)]
+        ms = np.full((clocks.repeats, len(clocks.khz), len(models)), np.nan)
+        for record in records:
+            ms[_cell(record, clocks, positions)] = median_ns(record.latency_ns) / 1e6
+        took_ns = tuple(switch.took_ns for record in records for switch in record.switches)
+        return Measured(ms, took_ns, any(record.simulated for record in records))
     finally:
         store.close()
-        rack.down(folder / "rack")
 
 
-def _write_campaign(
-    folder: Path, name: str, sub_networks: Sequence[nn.Module], clocks: Clocks
-) -> Path:
-    """The same bytes for the same networks: a run that is known is not measured again."""
-    models = []
-    for position, network in enumerate(sub_networks):
-        path = folder / f"{name}-{position}.onnx"
-        path.write_bytes(fast_onnx(network, torch.zeros(1, *networks.input_shape(name))))
-        models.append({"name": path.stem, "path": path.name})
+def _cell(
+    record: MeasurementRecord, clocks: Clocks, positions: dict[str, int]
+) -> tuple[int, int, int]:
+    spec = record.spec
+    assert spec.condition.freq_khz is not None
+    clock = clocks.khz.index(spec.condition.freq_khz)
+    return spec.repeat % REPEATS_MAX, clock, positions[spec.model_sha256]
+
+
+def _write_campaign(folder: Path, name: str, models: Sequence[Model], clocks: Clocks) -> Path:
+    names = [f"{name}-{position}" for position in range(len(models))]
+    runtimes = list(dict.fromkeys(model.runtime for model in models))
     campaign = {
         "version": 1,
-        "campaign_id": f"switchable-{name}",
+        "campaign_id": name,
         "seed": SEED,
-        "models": models,
-        "runtimes": ["ort"],
+        "models": [
+            {"name": of, "path": str(model.path.relative_to(folder))}
+            for of, model in zip(names, models, strict=True)
+        ],
+        "runtimes": runtimes,
+        "skip": [
+            {"model": of, "runtime": runtime}
+            for of, model in zip(names, models, strict=True)
+            for runtime in runtimes
+            if runtime != model.runtime
+        ],
         "repeats": clocks.repeats,
         "conditions": {"freq_khz": list(clocks.khz)},
-        "stopping": {"samples_max": 400, "max_seconds": 0.3},
+        "stopping": {
+            "warmup_max": 20,
+            "samples_min": min(20, clocks.samples_max),
+            "samples_max": clocks.samples_max,
+            "max_seconds": clocks.max_seconds,
+        },
+        "timeout_s": 300,
     }
-    path = folder / "campaign.yaml"
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(campaign, sort_keys=False), encoding="utf-8")
     return path

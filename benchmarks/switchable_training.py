@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compiler import data, networks, training, weights
 from compiler.pruning import importance
@@ -40,16 +40,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trained:
-    """Positions as in ratios. bytes_*: of weights and statistics as stored, float32."""
+    """Positions as in ratios. example: (1, C, H, W)."""
 
     ratios: tuple[float, ...]
     macs: tuple[int, ...]
     accuracies: tuple[float, ...]
     accuracies_alone: tuple[float, ...]
-    bytes_widest: int
-    bytes_together: int
-    bytes_apart: int
+    network: SwitchableNetwork
     sub_networks: tuple[nn.Module, ...]
+    example: Tensor
 
 
 def trained(folder: Path, name: str, budget: Budget) -> Trained:
@@ -92,11 +91,20 @@ def trained(folder: Path, name: str, budget: Budget) -> Trained:
         macs=tuple(space.macs(of_one) for of_one in widths),
         accuracies=tuple(accuracy(network) for network in together),
         accuracies_alone=tuple(accuracy(network) for network in slices),
-        bytes_widest=_bytes(together[0]),
-        bytes_together=_bytes(switchable),
-        bytes_apart=sum(_bytes(network) for network in together),
+        network=switchable.eval(),
         sub_networks=together,
+        example=splits.test_x[:1],
     )
+
+
+def real_network(name: str, ratios: tuple[float, ...]) -> tuple[SwitchableNetwork, Tensor]:
+    """Untrained, cut to widths that are multiples of 8, and an example."""
+    network = networks.build(name, SEED).eval()
+    space = trace(network, networks.input_shape(name), name, width_step=8)
+    ordered = best_first(network, space, importance.magnitude(network, space))
+    torch.manual_seed(SEED)
+    example = torch.rand(1, *networks.input_shape(name))
+    return SwitchableNetwork(ordered, space, nested_widths(space, ratios)).eval(), example
 
 
 def _splits(budget: Budget) -> data.Splits:
@@ -117,8 +125,3 @@ def _once(path: Path, network: nn.Module, train: Callable[[], object]) -> None:
         train()
         weights.save(network.state_dict(), stored)
     network.eval()
-
-
-def _bytes(network: nn.Module) -> int:
-    state = network.state_dict().values()
-    return sum(v.numel() * v.element_size() for v in state if torch.is_floating_point(v))

@@ -82,6 +82,11 @@ class SwitchableRunner:
         self._watch = ClockWatch(root, cpufreq_policies, self._file.policy)
 
     @property
+    def count(self) -> int:
+        """Sub-networks that there are."""
+        return len(self._loaded)
+
+    @property
     def switches(self) -> Tuple[Switch, ...]:
         return () if self._watch is None else self._watch.log
 

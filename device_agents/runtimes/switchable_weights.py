@@ -1,8 +1,8 @@
 """The whole weights of a switchable network, on disk, and how slices of them get into the buffer.
 
 Input: the file, and the places that weights go to. Output: SharedWeights, Fill.
-What is mapped is given back page by page after each use: of the weights, memory holds what runs.
-The kernel keeps the file in its cache as long as nobody needs that memory.
+Mapped pages of large weights are given back after each use: of these, memory holds what runs. The
+kernel keeps the file in its cache as long as nobody needs that memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from device_agents.runtimes.switchable_forms import Place, laid_out
 
 _GIVEN_BACK = 1 << 18
 """Float32 values after which mapped pages are given back: 1 MB."""
+
+_KEPT_BYTES = 10 << 20
+"""Weights up to this size stay mapped once they were read: mapping them anew is a quarter of a
+switch's time, and loading took more memory than they do."""
 
 Key = Tuple[int, str, int]
 """(tensor's position, layout, block)."""
@@ -87,11 +91,16 @@ class SharedWeights:
                 for key, start, shape in arranged:
                     self._by_key[key] = blocks[start : start + size_of(shape)].reshape(shape)
         self._give_back()
+        self._stays_mapped = path.stat().st_size <= _KEPT_BYTES
 
     def at(self, key: Key) -> Any:
         return self._by_key[key]
 
     def write(self, fills: Sequence[Fill]) -> None:
+        if self._stays_mapped:
+            for fill in fills:
+                fill.write()
+            return
         done = 0
         for fill in fills:
             fill.write()
