@@ -255,6 +255,8 @@ def _predictions(answer: Answer) -> dict[str, Any]:
     if fitted is None:
         return {}
     rows = np.setdiff1d(np.arange(len(answer.models)), fitted.rows_)
+    if not len(rows):
+        return {}
     return {
         answer.models[row]: {"ms": ms, "lower_ms": lower, "upper_ms": upper}
         for row, ms, lower, upper in zip(rows.tolist(), *fitted.predict(rows), strict=True)

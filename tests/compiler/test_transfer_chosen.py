@@ -66,6 +66,22 @@ def test_the_mixture_is_as_good_as_whichever_way_is_right():
     assert judged("raw proxy", alone, ms, 30) < 0.5
 
 
+@pytest.mark.parametrize("method", ["ridge on boards", "mixture"])
+def test_a_disturbed_measurement_does_not_bend_the_rest(method):
+    pool, ms = fleet()
+    disturbed = ms.copy()
+    disturbed[[3, 11]] *= 3
+    rows = np.arange(20)
+    rest = np.arange(20, N)
+    clean, bent = (
+        METHODS[method]().fit(pool, rows, y[rows]).predict(rest) for y in (ms, disturbed)
+    )
+    assert np.median(np.abs(np.log(bent / ms[rest]))) < 3 * np.median(
+        np.abs(np.log(clean / ms[rest]))
+    )
+    assert spearmanr(bent, ms[rest]).statistic > 0.97
+
+
 def test_the_choice_is_judged_on_samples_left_out_and_says_why():
     pool, ms = fleet()
     rows = np.arange(12)

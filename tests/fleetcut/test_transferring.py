@@ -183,6 +183,13 @@ def test_accuracies_of_ones_own_decide_what_is_optimal(dataset, tmp_path, capsys
     assert answer["optimal"]["not_measured"] == []
 
 
+def test_a_target_that_measured_all_has_nothing_left_to_predict(dataset, build, capsys):
+    answer = asked(capsys, dataset, "--from", "arm-1", "--to", "dsp-1", "--work", str(build))
+    assert answer["measured"] == N
+    assert answer["predicted_ms_by_model"] == {}
+    assert answer["optimal"]["not_measured"] == answer["measure_next"] == []
+
+
 def test_without_accuracies_it_says_what_it_takes(dataset, capsys):
     assert main(["transfer", str(dataset), "--from", "arm-1", "--to", "arm-2"]) == 0
     assert "takes --accuracy FILE" in capsys.readouterr().out
