@@ -12,7 +12,7 @@ from pathlib import Path
 
 from device_agents.contract import Release, StoppingRule, to_plain
 from fleetcut.console import Console
-from fleetcut.staging import Fleet, Shares, ask_all, staged
+from fleetcut.staging import Fleet, Shares, ask_all, machines_of, staged
 from fleetcut.verbs import BOARDS_FAILED, CHECK_FAILED, DONE, USAGE, observe_run
 from harness import deploy as deploying
 from harness import signing
@@ -199,6 +199,7 @@ def verify_all(
 ) -> tuple[Release, ...]:
     """Run every proof and print each artifact's state with its reasons."""
     names = {a.manifest.file(a.manifest.model_file).sha256: a.name for a in artifacts}
+    machine_of = machines_of(console, artifacts, boards)
     with console.steps(f"verify {len(artifacts)} artifacts on {len(boards)} boards") as step:
         executor = Executor(
             store,
@@ -207,13 +208,22 @@ def verify_all(
             observe=lambda p: observe_run(console, step, names, p),
         )
         releases = verify_artifacts(
-            artifacts, boards, cluster_of, executor, store, campaign_id, stopping
+            artifacts, boards, cluster_of, executor, store, campaign_id, stopping, machine_of
         )
-    for artifact, release in zip(artifacts, releases, strict=True):
-        missing = ", ".join(release.unproven_clusters)
-        also = f"; no board of cluster {missing} was asked" if missing else ""
-        console.line(f"{artifact.name} {artifact.artifact_id[:12]}: {release.state}{also}")
-        for proof in release.proofs:
-            if proof.reason is not None:
-                console.error(f"{proof.board_id}: {artifact.name}: {proof.reason}")
-    return releases
+    for artifact in artifacts:
+        _say_release(console, artifact, releases.get(artifact.artifact_id))
+    return tuple(releases.values())
+
+
+def _say_release(console: Console, artifact: LocalArtifact, release: Release | None) -> None:
+    name = f"{artifact.name} {artifact.artifact_id[:12]}"
+    if release is None:
+        machine = artifact.manifest.target.machine
+        console.line(f"{name}: not verified; none of these boards is {machine}, its machine")
+        return
+    missing = ", ".join(release.unproven_clusters)
+    also = f"; no board of cluster {missing} was asked" if missing else ""
+    console.line(f"{name}: {release.state}{also}")
+    for proof in release.proofs:
+        if proof.reason is not None:
+            console.error(f"{proof.board_id}: {artifact.name}: {proof.reason}")

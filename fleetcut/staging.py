@@ -23,7 +23,7 @@ from harness.inventory import Board
 from harness.session import AgentSession
 from harness.ssh import SshTransport
 from harness.store import Store
-from harness.verify import PROOF_STOPPING, release_of, write_release
+from harness.verify import PROOF_STOPPING, foreign_clusters, release_of, write_release
 from harness.verify import prove as prove_artifacts
 from harness.visit import visit_again
 
@@ -101,8 +101,11 @@ def staged(
             console, title, chosen, lambda agent: deploying.deploy(agent, artifacts, signers)
         )[1]
 
+    machine_of: dict[str, str] = {}
+
     def prove(chosen: Sequence[Board], name: str) -> Sequence[tuple[str, BoardProof]]:
-        return _prove(console, store, fleet, artifacts, chosen, name)
+        machine_of.update(machines_of(console, artifacts, chosen))
+        return _prove(console, store, fleet, artifacts, chosen, name, machine_of)
 
     def back(chosen: Sequence[Board], before: Sequence[Before]) -> Mapping[str, str]:
         return _roll_back(console, artifacts, chosen, before)
@@ -122,8 +125,19 @@ def staged(
     for artifact in artifacts:
         proofs = rollout.proofs_of(artifact.artifact_id)
         if proofs:
-            write_release(artifact, release_of(artifact, proofs))
+            elsewhere = foreign_clusters(artifact, boards, fleet.cluster_of, machine_of)
+            write_release(artifact, release_of(artifact, proofs, elsewhere))
     return _ended(console, rollout, path, len(boards))
+
+
+def machines_of(
+    console: Console, artifacts: Sequence[LocalArtifact], boards: Sequence[Board]
+) -> dict[str, str]:
+    """board_id → machine of boards that answer; nobody is asked where everything runs anywhere."""
+    if all(a.manifest.target.machine == deploying.ANY_MACHINE for a in artifacts):
+        return {}
+    answers, _ = ask_all(console, f"probe {len(boards)} boards", boards, AgentSession.probe)
+    return {board_id: profile.machine for board_id, profile in answers.items()}
 
 
 def _before(console: Console, boards: Sequence[Board]) -> list[Before]:
@@ -167,6 +181,7 @@ def _prove(
     artifacts: tuple[LocalArtifact, ...],
     boards: Sequence[Board],
     name: str,
+    machine_of: Mapping[str, str],
 ) -> list[tuple[str, BoardProof]]:
     with console.steps(f"verify {len(artifacts)} artifacts on {len(boards)} boards") as step:
         names = {a.manifest.file(a.manifest.model_file).sha256: a.name for a in artifacts}
@@ -177,7 +192,14 @@ def _prove(
             observe=lambda p: observe_run(console, step, names, p),
         )
         proofs = prove_artifacts(
-            artifacts, tuple(boards), fleet.cluster_of, executor, store, name, PROOF_STOPPING
+            artifacts,
+            tuple(boards),
+            fleet.cluster_of,
+            executor,
+            store,
+            name,
+            PROOF_STOPPING,
+            machine_of,
         )
     return [(artifact_id, proof) for artifact_id, found in proofs.items() for proof in found]
 

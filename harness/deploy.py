@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from device_agents.contract import (
@@ -23,7 +23,7 @@ from device_agents.contract import (
     decode,
 )
 from device_agents.contract.codec import from_plain, parse_object
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StableBoardError
 from harness.session import AgentSession
 from harness.signing import (
     SIGNATURE_FILES,
@@ -37,6 +37,9 @@ from harness.signing import (
 _MANIFEST = "manifest.json"
 _RELEASE = "release.json"
 _BESIDE = {_MANIFEST, _RELEASE, *SIGNATURE_FILES}
+
+ANY_MACHINE = "any"
+_32_BIT = ("armv7l", "aarch64")
 
 
 class ArtifactFolderError(HarnessError):
@@ -152,13 +155,21 @@ def _differs(path: Path, fact: str) -> ArtifactFolderError:
     )
 
 
+def fits(artifact: LocalArtifact, machine: str | None) -> bool:
+    """Whether it is built for such a board. machine: as ``uname -m`` prints it, None: not known."""
+    built_for = artifact.manifest.target.machine
+    # A 64-bit kernel below a 32-bit system says aarch64, and runs armv7l.
+    return machine is None or built_for in (ANY_MACHINE, machine) or (built_for, machine) == _32_BIT
+
+
 def require_names_apart(artifacts: Sequence[LocalArtifact]) -> None:
     """Raises ArtifactFolderError where two artifacts would take each other's place on a board."""
-    for name, count in Counter(artifact.name for artifact in artifacts).items():
-        if count > 1:
+    for one, other in combinations(artifacts, 2):
+        machines = {a.manifest.target.machine for a in (one, other)}
+        if one.name == other.name and (len(machines) == 1 or ANY_MACHINE in machines):
             raise ArtifactFolderError(
-                f"{count} artifacts are called {name!r}. Next: deploy one of them, or give each a "
-                "name of its own: fleetcut sign ARTIFACT --name NAME"
+                f"{one.folder} and {other.folder} are both called {one.name!r}. Next: deploy one "
+                "of them, or give each a name of its own: fleetcut sign ARTIFACT --name NAME"
             )
 
 
@@ -195,11 +206,12 @@ def refuse_refused(artifact: LocalArtifact) -> None:
 def deploy(
     agent: AgentSession, artifacts: Sequence[LocalArtifact], signers: Path | None = None
 ) -> tuple[Deployment, ...]:
-    """Push by hash, check on the board, switch; for each artifact in turn.
+    """Push by hash, check on the board, switch; for each artifact that is built for the board.
 
     signers: the first ones that a board is given are those it asks for from then on.
     Raises BoardError; a board that fails keeps what it had. Asked again, it goes on.
     """
+    artifacts = _fitting(agent, artifacts)
     blobs = {k: v for artifact in artifacts for k, v in artifact.blobs().items()}
     for artifact in artifacts:
         if artifact.signed is not None:
@@ -220,6 +232,22 @@ def deploy(
             Deployment(board_id, artifact.name, artifact.artifact_id, previous, signer, note)
         )
     return tuple(deployments)
+
+
+def _fitting(agent: AgentSession, artifacts: Sequence[LocalArtifact]) -> list[LocalArtifact]:
+    """Raises StableBoardError where none of them is built for the board."""
+    built_for = {artifact.manifest.target.machine for artifact in artifacts}
+    if built_for <= {ANY_MACHINE}:
+        return list(artifacts)
+    machine = agent.probe().machine
+    found = [artifact for artifact in artifacts if fits(artifact, machine)]
+    if not found:
+        raise StableBoardError(
+            agent.board.board_id,
+            f"is {machine}, and these artifacts are built for {', '.join(sorted(built_for))}",
+            "compile for a target of that machine, or leave the board out",
+        )
+    return found
 
 
 def roll_back(agent: AgentSession, name: str, artifact_id: str | None = None) -> str | None:

@@ -6,9 +6,10 @@ Release that they earn, also as release.json beside its manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from device_agents.contract import (
     BoardProof,
@@ -21,7 +22,7 @@ from device_agents.contract import (
     StoppingRule,
     encode,
 )
-from harness.deploy import LocalArtifact
+from harness.deploy import LocalArtifact, fits
 from harness.errors import BoardError
 from harness.executor import Executor, Work
 from harness.files import write_whole
@@ -38,6 +39,8 @@ PROOF_STOPPING = StoppingRule(samples_min=30, samples_max=100, max_seconds=3.0)
 
 PROOF_TRIES = 3
 """Of a proof whose latency cannot be trusted: the clock moved, the board was throttled."""
+
+NOTHING_KNOWN: Mapping[str, str] = MappingProxyType({})
 
 Cell = tuple[str, str]
 """(artifact_id, board_id)."""
@@ -93,23 +96,47 @@ def verify(
     store: Store,
     campaign_id: str,
     stopping: StoppingRule,
-) -> tuple[Release, ...]:
-    """Run every artifact on every board; write and return one Release an artifact.
+    machine_of: Mapping[str, str] = NOTHING_KNOWN,
+) -> dict[str, Release]:
+    """Run every artifact on every board it is built for; write its Release.
 
-    cluster_of: board_id → cluster label. store: the one that the executor writes to.
+    cluster_of: board_id → cluster label. store: the one that the executor writes to. machine_of:
+    board_id → machine, where known. Returns artifact_id → Release; of an artifact that is built
+    for none of the boards nothing.
     """
-    proofs = prove(artifacts, boards, cluster_of, executor, store, campaign_id, stopping)
-    releases = []
+    proofs = prove(
+        artifacts, boards, cluster_of, executor, store, campaign_id, stopping, machine_of
+    )
+    releases = {}
     for artifact in artifacts:
-        release = release_of(artifact, proofs[artifact.artifact_id])
-        write_release(artifact, release)
-        releases.append(release)
-    return tuple(releases)
+        found = proofs[artifact.artifact_id]
+        if found:
+            elsewhere = foreign_clusters(artifact, boards, cluster_of, machine_of)
+            releases[artifact.artifact_id] = release_of(artifact, found, elsewhere)
+            write_release(artifact, releases[artifact.artifact_id])
+    return releases
 
 
-def release_of(artifact: LocalArtifact, proofs: Sequence[BoardProof]) -> Release:
-    """What the proofs earn. A cluster is proven by one board that passed."""
-    wanted = {label for label, _ in artifact.manifest.predicted_ms_by_cluster}
+def foreign_clusters(
+    artifact: LocalArtifact,
+    boards: Sequence[Board],
+    cluster_of: Mapping[str, str],
+    machine_of: Mapping[str, str],
+) -> set[str]:
+    """Clusters of boards that it is not built for, as far as their machines are known."""
+    by_fit: dict[bool, set[str]] = {True: set(), False: set()}
+    for board in boards:
+        label = cluster_of.get(board.board_id)
+        if label is not None and board.board_id in machine_of:
+            by_fit[fits(artifact, machine_of[board.board_id])].add(label)
+    return by_fit[False] - by_fit[True]
+
+
+def release_of(
+    artifact: LocalArtifact, proofs: Sequence[BoardProof], elsewhere: Collection[str] = ()
+) -> Release:
+    """What the proofs earn. A cluster is proven by one board that passed; not those elsewhere."""
+    wanted = {label for label, _ in artifact.manifest.predicted_ms_by_cluster} - set(elsewhere)
     unproven = tuple(sorted(wanted - {p.cluster for p in proofs if p.passed}))
     state = Release.earned(tuple(proofs), unproven)
     return Release(artifact.artifact_id, state, tuple(proofs), unproven)
@@ -123,9 +150,15 @@ def prove(
     store: Store,
     campaign_id: str,
     stopping: StoppingRule,
+    machine_of: Mapping[str, str] = NOTHING_KNOWN,
 ) -> dict[str, tuple[BoardProof, ...]]:
-    """artifact_id → a proof from every board, in the boards' order. See ``verify``."""
-    cells = {(a.artifact_id, b.board_id): (a, b) for a in artifacts for b in boards}
+    """artifact_id → a proof from every board it is built for, in their order. See ``verify``."""
+    cells = {
+        (a.artifact_id, b.board_id): (a, b)
+        for a in artifacts
+        for b in boards
+        if fits(a, machine_of.get(b.board_id))
+    }
     specs = {cell: proof_spec(a, b, campaign_id, stopping) for cell, (a, b) in cells.items()}
     records: dict[Cell, MeasurementRecord] = {}
     failures: dict[str, BoardError | None] = {}
@@ -155,7 +188,7 @@ def prove(
                     records[cell] = _better(records.get(cell), found[spec.run_id])
     return {
         artifact.artifact_id: tuple(
-            proof((artifact.artifact_id, board.board_id)) for board in boards
+            proof(cell) for cell in cells if cell[0] == artifact.artifact_id
         )
         for artifact in artifacts
     }

@@ -8,10 +8,22 @@ from benchmarks.tampering_artifacts import make_artifact
 from device_agents.contract import BoardProof, Condition, MeasurementRecord, RunSpec, Verdict
 from device_agents.contract.conditions import Reason
 from harness import rollout as rolling
-from harness.deploy import ArtifactFolderError, LocalArtifact, load_artifact, require_names_apart
+from harness.deploy import (
+    ArtifactFolderError,
+    LocalArtifact,
+    fits,
+    load_artifact,
+    require_names_apart,
+)
 from harness.inventory import Board
 from harness.rollout import RolloutError, Steps, parse_shares, plan, resumed, run
-from harness.verify import one_of_each_cluster, proof_of, release_of, write_release
+from harness.verify import (
+    foreign_clusters,
+    one_of_each_cluster,
+    proof_of,
+    release_of,
+    write_release,
+)
 
 
 def board(number: int, model: str = "Pi 4") -> Board:
@@ -228,6 +240,28 @@ def test_a_release_needs_a_board_of_every_cluster(artifact):
     assert release_of(artifact, []).state == "refused"
 
 
+def test_what_is_built_for_another_machine_is_neither_proven_there_nor_missed(artifact):
+    def built_for(machine: str) -> LocalArtifact:
+        target = replace(artifact.manifest.target, machine=machine)
+        return replace(artifact, manifest=replace(artifact.manifest, target=target))
+
+    assert fits(built_for("any"), "x86_64")
+    assert fits(built_for("aarch64"), "aarch64")
+    assert fits(built_for("armv7l"), "aarch64")
+    assert not fits(built_for("aarch64"), "x86_64")
+    assert not fits(built_for("aarch64"), "armv7l")
+    assert fits(built_for("aarch64"), None)
+    fleet = [board(0), board(1)]
+    clusters = {"b000": "0", "b001": "1"}
+    machines = {"b000": "aarch64", "b001": "x86_64"}
+    elsewhere = foreign_clusters(built_for("aarch64"), fleet, clusters, machines)
+    assert elsewhere == {"1"}
+    assert release_of(artifact, [proof(artifact, 1.0)], elsewhere).state == "released"
+    require_names_apart([built_for("aarch64"), built_for("x86_64")])
+    with pytest.raises(ArtifactFolderError, match="both called"):
+        require_names_apart([built_for("aarch64"), built_for("any")])
+
+
 def test_one_board_of_each_cluster_its_representative_if_it_can(artifact):
     fleet = [board(i) for i in range(6)]
     clusters = {b.board_id: str(i // 3) for i, b in enumerate(fleet)}
@@ -240,5 +274,5 @@ def test_a_release_is_no_part_of_the_artifact_and_names_must_differ(tmp_path):
     one, other = (make_artifact(tmp_path, version) for version in (1, 2))
     write_release(one, release_of(one, []))
     assert load_artifact(one.folder).artifact_id == one.artifact_id
-    with pytest.raises(ArtifactFolderError, match="2 artifacts are called 'tiny-onnx'"):
+    with pytest.raises(ArtifactFolderError, match="are both called 'tiny-onnx'"):
         require_names_apart([one, other])
