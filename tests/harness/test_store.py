@@ -234,6 +234,17 @@ def test_a_server_that_refuses_or_is_gone_is_an_error_without_the_password(secre
         assert f":***@127.0.0.1:{address.port}/" in text
 
 
+def test_connections_that_the_server_dropped_are_made_anew(postgres):
+    store = Store(postgres.new_database())
+    assert store.add(record(0), "net")
+    postgres.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fleetcut'"
+    )
+    assert store.add(record(1), "net")
+    assert [run.record.spec.repeat for run in store.runs()] == [0, 1]
+    store.close()
+
+
 @pytest.mark.parametrize(
     "text",
     [
