@@ -11,6 +11,7 @@ from pathlib import Path
 from fleetcut import shipping
 from fleetcut.arguments import Subparsers, add_inventory, add_store, add_verb
 from fleetcut.console import Console
+from fleetcut.staging import Fleet, Shares
 from harness.rollout import parse_shares
 
 
@@ -52,7 +53,7 @@ def _add_sign(subparsers: Subparsers) -> None:
 def _add_deploy(subparsers: Subparsers) -> None:
     def handler(console: Console, a: argparse.Namespace) -> int:
         stages = _stages(a.canary, a.stages)
-        shares = shipping.Shares(stages, a.may_fail, a.roll_back, a.rollouts, a.store)
+        shares = Shares(stages, a.may_fail, a.roll_back, a.rollouts, a.store)
         return shipping.deploy(console, _fleet(a), a.artifacts, a.allowed_signers, shares)
 
     parser = add_verb(
@@ -119,9 +120,7 @@ def _add_rollback(subparsers: Subparsers) -> None:
         "rollback",
         "put a name back to the version that boards kept before the one they run",
         "fleetcut rollback digits_resnet-onnx --board pi4-01",
-        lambda console, a: shipping.rollback(
-            console, shipping.Fleet(a.inventory, a.board, {}, {}), a.name
-        ),
+        lambda console, a: shipping.rollback(console, Fleet(a.inventory, a.board, {}, {}), a.name),
     )
     add_inventory(parser)
     parser.add_argument("name", metavar="NAME", help="as it is deployed")
@@ -172,7 +171,7 @@ def _artifacts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
 
 
-def _fleet(a: argparse.Namespace) -> shipping.Fleet:
+def _fleet(a: argparse.Namespace) -> Fleet:
     from fleetcut.compiling import clusters_of_artifact
 
-    return shipping.Fleet(a.inventory, a.board, *clusters_of_artifact(a.artifacts[0]))
+    return Fleet(a.inventory, a.board, *clusters_of_artifact(a.artifacts[0]))

@@ -22,7 +22,7 @@ from harness.executor import Executor, Retries
 from harness.inventory import Board
 from harness.session import AgentSession
 from harness.ssh import SshTransport
-from harness.store import Store
+from harness.store import Store, StoreAddress
 from harness.verify import PROOF_STOPPING, foreign_clusters, release_of, write_release
 from harness.verify import prove as prove_artifacts
 from harness.visit import visit_again
@@ -55,7 +55,7 @@ class Shares:
     may_fail: int
     roll_back: bool
     folder: Path
-    store: Path
+    store: StoreAddress
 
 
 def ask_all(
