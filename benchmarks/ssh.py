@@ -40,7 +40,11 @@ class Fleetcut:
         assert self._transport.run(["true"], timeout_s=60).exit_status == 0
 
     def upload(self, data: bytes) -> None:
-        self._transport.put(data, "bench-fleetcut", silence_s=60)
+        take = 'head -c "$1" > bench-fleetcut && echo done'
+        stream = self._transport.converse(["sh", "-c", take, "-", str(len(data))])
+        stream.send(data, silence_s=60)
+        assert stream.line(silence_s=60) == b"done"
+        stream.close()
 
     def close(self) -> None:
         self._transport.close()

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import shlex
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,9 @@ DEFAULT_DEADLINES = Deadlines()
 
 _LINE_BYTES_MAX = 64 << 20
 """More than the record of any run: 10^6 latencies are 10 MB."""
+
+_KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+"""What a login's shell makes of a command that a signal ended."""
 
 _STATUS_S = 5.0
 """A command's exit status comes right after the end of its output, or never."""
@@ -93,7 +97,6 @@ class SshTransport:
         self._board = board
         self._deadlines = deadlines
         self._client = _connect(board, deadlines)
-        self._sftp_lock = threading.Lock()
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
         channel = self._open(argv)
@@ -152,22 +155,6 @@ class SshTransport:
 
     def converse(self, argv: Sequence[str]) -> SshStream:
         return SshStream(self._board, self._open(argv), argv)
-
-    def put(self, data: bytes, remote_path: str, *, silence_s: float) -> None:
-        # One SFTP session at a time: they share the window, and a board has little memory.
-        with self._sftp_lock, self._translated(f"upload of {remote_path}"):
-            sftp = self._client.open_sftp()
-            try:
-                channel = sftp.get_channel()
-                if channel is not None:
-                    channel.settimeout(silence_s)
-                with sftp.open(remote_path, "wb") as remote:
-                    remote.set_pipelined(True)
-                    remote.write(data)
-                    # Waits for every answer, so that a full disk is seen here and not later.
-                    remote.set_pipelined(False)
-            finally:
-                sftp.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
@@ -230,7 +217,7 @@ class SshStream:
             self._channel.sendall(data)
         except TimeoutError:
             raise self._transient(f"takes no input for {silence_s:g} s") from None
-        except OSError:
+        except (OSError, EOFError, paramiko.SSHException):
             raise self._ended() from None
 
     def line(self, *, silence_s: float) -> bytes:
@@ -260,7 +247,7 @@ class SshStream:
         """Why: it said so, or was killed, or the connection is gone."""
         self._channel.status_event.wait(_STATUS_S)
         status = self._channel.exit_status
-        if status == -1:
+        if status == -1 or status in _KILLED:
             return self._transient("was cut before its end")
         done = Completed(self._argv, status, b"", self._stderr.text())
         return StableBoardError(

@@ -58,8 +58,5 @@ class Transport(Protocol):
     def converse(self, argv: Sequence[str]) -> Stream:
         """Start a command to talk with. Raises TransientBoardError."""
 
-    def put(self, data: bytes, remote_path: str, *, silence_s: float) -> None:
-        """Write a file. It may be left partial when cut: callers use temporary names."""
-
     def close(self) -> None:
         """End the connection; no error when it is gone already."""

@@ -71,16 +71,46 @@ def test_lines_of_a_command_that_fails_say_its_last_error(transport):
         next(lines)
 
 
-def test_what_is_put_is_there_byte_for_byte(transport):
+TAKE = ["sh", "-c", 'head -c "$1" > "$2" && sha256sum "$2" && read answer && echo "$answer"', "-"]
+
+
+def test_a_conversation_takes_bytes_and_gives_lines(transport):
     data = bytes(range(256)) * 5000
-    transport.put(data, "blob", silence_s=30)
-    done = transport.run(["sha256sum", "blob"], timeout_s=30)
-    assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    stream = transport.converse([*TAKE, str(len(data)), "blob"])
+    stream.send(data, silence_s=30)
+    said = stream.line(silence_s=30)
+    assert said.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    stream.send(b"and on\n", silence_s=30)
+    assert stream.line(silence_s=30) == b"and on"
+    stream.close()
 
 
-def test_put_into_no_folder_is_stable(transport):
+def test_a_conversation_that_ends_says_why(transport):
+    stream = transport.converse([*TAKE, "1", "none/blob"])
     with pytest.raises(StableBoardError, match="none/blob"):
-        transport.put(b"x", "none/blob", silence_s=30)
+        stream.line(silence_s=30)
+
+
+def test_a_conversation_that_falls_silent_is_given_up(transport):
+    stream = transport.converse([*TAKE, "10", "blob"])
+    stream.send(b"half", silence_s=30)
+    with pytest.raises(TransientBoardError, match="silent for 0.5 s"):
+        stream.line(silence_s=0.5)
+    stream.close()
+
+
+def test_a_conversation_that_takes_nothing_is_given_up(transport):
+    stream = transport.converse(["sleep", "600"])
+    with pytest.raises(TransientBoardError, match="takes no input for 0.5 s"):
+        stream.send(bytes(50_000_000), silence_s=0.5)
+    stream.close()
+
+
+def test_a_conversation_whose_other_end_was_killed_may_be_tried_again(transport):
+    stream = transport.converse(["sh", "-c", "echo here; kill -9 $$"])
+    assert stream.line(silence_s=30) == b"here"
+    with pytest.raises(TransientBoardError, match="cut before its end"):
+        stream.line(silence_s=30)
 
 
 def test_a_changed_host_key_is_refused_with_the_command_that_trusts_it(stranger, board):
@@ -186,8 +216,9 @@ def test_a_cut_in_mid_upload_is_a_transient_error_and_never_a_hang(board, how):
     proxy = CutProxy(board.port, 200_000, how)
     try:
         transport = SshTransport(replace(board, port=proxy.port), QUICK)
+        stream = transport.converse([*TAKE, "2000000", "cut"])
         with pytest.raises(TransientBoardError):
-            transport.put(bytes(2_000_000), "cut", silence_s=3)
+            _send_and_hear(stream, bytes(2_000_000))
         assert proxy.cut.is_set()
         transport.close()
     finally:
@@ -232,3 +263,9 @@ def test_a_board_that_never_answers_a_command_is_a_transient_error_and_never_a_h
             transport.run(["true"], timeout_s=30)
         mute.ended.set()
         transport.close()
+
+
+def _send_and_hear(stream, data: bytes) -> bytes:
+    # What is sent lies in buffers first: a black hole may be noticed only by what does not come.
+    stream.send(data, silence_s=3)
+    return stream.line(silence_s=3)
