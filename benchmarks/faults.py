@@ -2,13 +2,15 @@
 
     python -m benchmarks.faults [--quick] --json OUT [--seed N] [--boards N] [--only KIND]
 
-Input: nothing; simulated boards are started on loopback, each behind a TCP proxy of ours. Each
-fault meets a campaign of three to five runs; then the same command is given until all is stored.
+Input: nothing, but root, to fill disks; simulated boards are started on loopback, each behind a
+TCP proxy of ours. Each fault meets a campaign of three to five runs; then the same command is given
+until all is stored.
 Output: a row a kind. A fault can be played again: --only KIND and the same --seed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -26,7 +28,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.faults_board import FaultyBoard, die_with_parent
+from benchmarks.fault_proxy import die_with_parent
+from benchmarks.faults_board import FaultyBoard
 from benchmarks.faults_kinds import KINDS
 from benchmarks.faults_lane import Lane, Model, Result
 from benchmarks.result import Bar, finish, parser
@@ -152,8 +155,10 @@ def _lane(
     answers: BinaryIO,
 ) -> None:
     faulty = FaultyBoard(folder / "rack", board)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(faulty.close)
         lane = Lane(folder / board.board_id, faulty, other_port, build_bundle(), model)
+        stack.callback(lane.close)
         answers.write(b"null\n")
         answers.flush()
         for line in orders:
@@ -164,11 +169,9 @@ def _lane(
             result = lane.play(number, kind, seed)
             answers.write(json.dumps(asdict(result)).encode() + b"\n")
             answers.flush()
-    finally:
-        faulty.close()
 
 
-def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+def rows_of(results: Sequence[Result], seed: int) -> list[dict[str, Any]]:
     """One a kind, in the order of KINDS."""
     counted = ("lost", "duplicated", "wrong", "hung", "not_restored")
     rows = []
@@ -176,6 +179,7 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
         of_kind = [r for r in results if r.kind == kind]
         if of_kind:
             row: dict[str, Any] = {"fault": kind, "played": len(of_kind)}
+            row["seed"] = seed
             row["struck"] = sum(r.struck for r in of_kind)
             row |= {name: sum(getattr(r, name) for r in of_kind) for name in counted}
             row["tries"] = statistics.mean(r.tries for r in of_kind)
@@ -196,7 +200,7 @@ def main() -> int:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fleetcut-faults-") as folder:
         results = play(Path(folder), todo, n_boards, asked.seed)
-    rows = rows_of(results)
+    rows = rows_of(results, asked.seed)
     print(f"{len(results)} faults in {time.monotonic() - began_s:.0f} s, seed {asked.seed}")
     struck = sum(r.struck for r in results)
     wanted = len(todo) // 2 if asked.quick or asked.only else 200

@@ -6,7 +6,6 @@ Input: a running rack and a board's id. Output: things done; facts. Nothing here
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -26,29 +25,49 @@ _DISK_MIB = 96
 _SETTLED_S = 20.0
 
 
-class FaultyBoard:
-    """One board of the rack, and the address under which a controller reaches it.
+class Disk:
+    """A folder that is a disk of its own (tmpfs), so that it can be filled; this needs root."""
 
-    has_disk: its home is a disk of its own (tmpfs), so that it can be filled; this needs root.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        options = f"size={_DISK_MIB}m,mode=700"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "fleetcut-faults", str(folder)]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"disks are to be filled: {done.stderr.strip()}. Next: be root")
+
+    def fill(self) -> None:
+        """To the last page."""
+        fd = os.open(self._folder / "ballast", os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(fd, bytes(1 << 16))
+        os.close(fd)
+
+    def free(self) -> None:
+        (self._folder / "ballast").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self._folder)], check=True)
+
+
+class FaultyBoard:
+    """One board of the rack, and the address under which a controller reaches it."""
 
     def __init__(self, folder: Path, board: Board) -> None:
         self.board = board
         self._rack = folder
         self._paths = board_paths(folder, board.board_id)
         self.home = self._paths.home / ".fleetcut"
-        self.home.mkdir(parents=True, exist_ok=True)
-        options = f"size={_DISK_MIB}m,mode=700"
-        mount = ["mount", "-t", "tmpfs", "-o", options, "fleetcut-faults", str(self.home)]
-        self.has_disk = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        self._disk = Disk(self.home)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self.listener.getsockname()[1])
         self._as_it_was = self._policy()
 
     def close(self) -> None:
         self.listener.close()
-        if self.has_disk:
-            subprocess.run(["umount", "-l", str(self.home)], check=True)
+        self._disk.close()
 
     def listen(self) -> None:
         """Again, at the same port."""
@@ -82,17 +101,11 @@ class FaultyBoard:
         return was_used
 
     def fill_disk(self) -> bool:
-        """To the last page."""
-        with (self.home / "ballast").open("wb") as ballast:
-            try:
-                while True:
-                    ballast.write(bytes(1 << 16))
-                    ballast.flush()
-            except OSError:
-                return bool(self.pids())
+        self._disk.fill()
+        return bool(self.pids())
 
     def free_disk(self) -> None:
-        (self.home / "ballast").unlink(missing_ok=True)
+        self._disk.free()
 
     def damage(self, pattern: str, rng: random.Random) -> bool:
         """One byte of one file below its home, whatever the file's mode says."""
@@ -141,11 +154,6 @@ def end(pid: int) -> None:
     _kill(pid)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
-
-
-def die_with_parent() -> None:
-    """A benchmark that is killed leaves no lane behind: see PR_SET_PDEATHSIG in prctl(2)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def _kill(pid: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks.fault_proxy import die_with_parent
 from harness import conversation, session
 from harness.bundle import Bundle
 from harness.errors import HarnessError
@@ -52,6 +53,7 @@ def fork_controller(job: Job) -> int:
     """Returns the process id. Exit status 0: all is measured; 3: a board failed; 70: a bug."""
     pid = os.fork()
     if pid == 0:
+        die_with_parent()
         _run(job)
     return pid
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from benchmarks.fault_proxy import Kind, Trouble
-from benchmarks.faults_board import FaultyBoard
+from benchmarks.faults_board import Disk, FaultyBoard
 from benchmarks.faults_controller import LEASE_S
 
 DAY_S = 86400.0
@@ -38,7 +38,7 @@ Action: TypeAlias = Callable[[], bool | None]
 
 @dataclass
 class Scene:
-    """A campaign to come. span_s: how long it takes in calm.
+    """A campaign to come. span_s: how long it takes in calm. workstation: where its stores are.
 
     troubles: of connections, in order. actions: when, and what is done to the board or to a
     command. begun commands were started, pids are of those that live. refused_for_s: no server
@@ -49,6 +49,7 @@ class Scene:
     board: FaultyBoard
     span_s: float
     other_port: int
+    workstation: Disk
     troubles: list[Trouble] = field(default_factory=list)
     actions: list[tuple[float, Action]] = field(default_factory=list)
     starts: list[Start] = field(default_factory=lambda: [Start()])
@@ -146,6 +147,15 @@ def _full_disk(scene: Scene, rng: random.Random) -> None:
     scene.after.append(scene.board.free_disk)
 
 
+def _workstation_full(scene: Scene, rng: random.Random) -> None:
+    def fill() -> bool:
+        scene.workstation.fill()
+        return bool(scene.pids)
+
+    scene.actions.append((_moment(scene, rng), fill))
+    scene.after.append(scene.workstation.free)
+
+
 def _agent_damaged(scene: Scene, rng: random.Random) -> None:
     scene.before.append(lambda: scene.board.damage("agents/*", rng))
 
@@ -214,7 +224,8 @@ KINDS: Kinds = {
     "connections reset at once": _reset_at_once,
     "reboot": _reboot,
     "reboot and harness killed": _reboot_and_kill,
-    "disk full": _full_disk,
+    "board's disk full": _full_disk,
+    "workstation's disk full": _workstation_full,
     "agent's file damaged": _agent_damaged,
     "model's file damaged": _model_damaged,
     "upload damaged": _upload_damaged,

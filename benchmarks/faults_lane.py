@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.fault_proxy import fork_proxy
-from benchmarks.faults_board import FaultyBoard, end, ended
+from benchmarks.faults_board import Disk, FaultyBoard, end, ended
 from benchmarks.faults_controller import DEADLINE_S, LEASE_S, Job, fork_controller
 from benchmarks.faults_kinds import KINDS, Action, Scene, Start, Which
 from device_agents.contract import Condition, GoldenCheck, MeasurementRecord, RunSpec, StoppingRule
@@ -89,19 +89,23 @@ class Lane:
         self._bundle = bundle
         self._model = model
         folder.mkdir(parents=True, exist_ok=True)
+        self._disk = Disk(folder / "stores")
         self._proxy: int | None = None
         self._struck = folder / "struck"
-        self._stores = {lab: folder / f"{lab}.db" for lab in ("a", "b")}
+        self._stores = {lab: folder / "stores" / f"{lab}.db" for lab in ("a", "b")}
         for path in self._stores.values():
             Store(path).close()
         self.span_s = 0.0
         self.span_s = self._calm()
 
+    def close(self) -> None:
+        self._disk.close()
+
     def play(self, number: int, kind: str, seed: int) -> Result:
         """One fault, then the same commands until nothing is missing."""
         rng = random.Random(f"{seed}:{number}")  # noqa: S311 - repeatable, not secret
         result = Result(number, kind, self._board.board.board_id)
-        scene = Scene(self._board, self.span_s, self._other_port)
+        scene = self._scene()
         KINDS[kind](scene, rng)
         works = {c: self._work(f"fault-{number}-{c}", rng) for c in ("a", "b")}
         began_s = time.monotonic()
@@ -123,6 +127,9 @@ class Lane:
         result.notes += left
         self._board.kill_all()
         return result
+
+    def _scene(self) -> Scene:
+        return Scene(self._board, self.span_s, self._other_port, self._disk)
 
     def _calm(self) -> float:
         """The second of two campaigns without a fault: the first has to push the agent."""
@@ -173,7 +180,7 @@ class Lane:
         for campaign, lab in sorted(asked):
             for _ in range(TRIES):
                 result.tries += 1
-                scene = Scene(self._board, self.span_s, self._other_port)
+                scene = self._scene()
                 job = self._job(Start(campaign=campaign, lab=lab), works, 0)
                 self._reachable(scene)
                 failures = self._run(scene, [job], [(0.0, partial(_begin, scene, 0, job))], result)
