@@ -73,6 +73,12 @@ def assemble(
         read_json(work / "compiled.json"),
         DeviceClusters.from_json(_text(work / "clusters.json")),
     )
+    if compiled.overview.get("mode") == "switchable":
+        raise CompilerError(
+            f"{work}: holds a switchable network, and this report sets one shape beside the dense "
+            f"one. Next: read {work}/switchable/*.json, or fleetcut results --campaign "
+            f"{compiled.overview['campaign_ids'][-1]}"
+        )
     runs = list(store.runs(compiled.overview["campaign_ids"]))
     final = read_json(work / "proposals" / "final" / "models.json")
     times_ns = [run.record.started_unix_ns for run in runs] or [0]
