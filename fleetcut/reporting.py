@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.clusters import DeviceClusters
+from compiler.errors import CompilerError
 from compiler.work import read_json
 from device_agents.contract import MeasurementRecord, Release, decode
 from fleetcut import __version__

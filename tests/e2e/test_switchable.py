@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
+from compiler.errors import CompilerError
 from compiler.recipe import Measuring, Recipe, RecipeTarget, Switchable, Training
 from device_agents.contract import RunSpec, StoppingRule
 from device_agents.contract.switching import Policy
 from fleetcut import verbs
 from fleetcut.console import Console
 from fleetcut.pipeline import run
+from fleetcut.reporting import assemble
 from harness.deploy import load_artifact
 from harness.executor import Work
 from harness.inventory import load_inventory
@@ -87,6 +89,14 @@ def test_it_is_proven_on_the_board_and_its_facts_are_written(finished) -> None:
     policy = Policy.from_plain(facts["policy"])
     assert policy.choose(max(CLOCKS_KHZ)) == 0
     assert policy.choose(min(CLOCKS_KHZ)) > 0
+
+
+def test_the_report_of_one_shape_says_where_the_facts_are(finished) -> None:
+    folder, inventory, store, _ = finished
+    with pytest.raises(
+        CompilerError, match=r"switchable network.*Next: read .*switchable/\*\.json"
+    ):
+        assemble(folder / "build", store, inventory.boards)
 
 
 def test_at_each_clock_the_board_runs_what_the_policy_says(finished) -> None:
