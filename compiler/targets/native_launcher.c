@@ -41,12 +41,14 @@ static int refuse(const char *name, const char *fact) {
 
 /* A descriptor of a file in memory with these bytes, or -1 and errno. */
 static int file_of(const char *name, fleetcut_bytes bytes) {
+  const fleetcut_bytes whole = bytes;
   const int file = (int)syscall(SYS_memfd_create, name, 1u /* MFD_CLOEXEC */);
   while (file >= 0 && bytes.start < bytes.end) {
     const ssize_t written = write(file, bytes.start, (size_t)(bytes.end - bytes.start));
     if (written < 0 && errno != EINTR) return -1;
     if (written > 0) bytes.start += written;
   }
+  fleetcut_let_go(whole); /* or it would be resident twice */
   return file;
 }
 

@@ -48,7 +48,7 @@ DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "
 LIBGCC = ("libgcc_eh.a", "libgcc.a")
 JUMPS = {"x86_64": "jmp", "aarch64": "b"}
 SOURCES = ("native_runner.cc", "native_cxx.c", "native_program.h")
-COMPILE_TIMEOUT_S = 300
+COMPILE_TIMEOUT_S = 1800
 
 COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frandom-seed=fleetcut")
 """No random seed and no build id: the same inputs give the same bytes."""

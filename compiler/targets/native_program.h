@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 typedef struct {
   const unsigned char *start, *end;
@@ -24,5 +26,13 @@ typedef struct {
 
 #define FLEETCUT_ENTRY "fleetcut_main"
 typedef int fleetcut_entry(const fleetcut_program *program, int argc, char **argv);
+
+/* Pages of the program's own file that are done with: they come back from it if they are read. */
+static inline void fleetcut_let_go(fleetcut_bytes bytes) {
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  const uintptr_t start = ((uintptr_t)bytes.start + page - 1) / page * page;
+  const uintptr_t end = (uintptr_t)bytes.end / page * page;
+  if (start < end) madvise((void *)start, end - start, MADV_DONTNEED);
+}
 
 #endif

@@ -98,6 +98,7 @@ class Network {
         std::make_unique<executorch::extension::BufferDataLoader>(program.model.start,
                                                                   size_of(program.model)));
     check(module_->load_forward(), "cannot load the network");
+    fleetcut_let_go(program.model);  // XNNPACK has packed the weights into memory of its own
     set_input(embedded(program.golden_input));
     load_ns_ = ns_since(start);
   }

@@ -1,0 +1,224 @@
+"""Native executables beside onnxruntime and LiteRT: latency, start, memory, size, faithfulness.
+
+    python -m benchmarks.binaries --json OUT
+
+Three networks at 1 × 3 × 224 × 224, one thread, one CPU, each form in a process of its own, all of
+them in one interleaved loop; random weights, as latency does not depend on them. Then a trained
+ResNet on CIFAR-10 (--data, --weights) in int8: how often its class is the float32 network's.
+Some 10 minutes; --quick: MobileNetV2 and fewer pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.binaries_contenders import Command, latencies_ms, starts
+from benchmarks.pruning_accuracy_data import absent, load
+from benchmarks.result import Bar, finish, parser, write
+from compiler import networks, weights
+from compiler.pruning.groups import trace
+from compiler.pruning.surgery import materialise
+from compiler.pruning.widths import PruneSpace, Widths
+from compiler.targets import BuiltModel, build_executable, build_onnx, build_tflite
+from device_agents.contract.artifacts import Target
+
+SHARED = Path("/work/shared/data")
+WORKER = Path(__file__).with_name("binaries_worker.py")
+HERE = Target("workstation", platform.machine(), "linux", "executable")
+SEED = 0
+
+PRUNED_MACS = 1.0e9
+WIDTH_STEP = 16
+CONTENDERS = ("resnet50", "mobilenet_v2", "resnet50 pruned")
+ROUNDS, QUICK_ROUNDS = 30, 8
+RUNS = 5
+STARTS, QUICK_STARTS = 7, 3
+
+TRAINED = "resnet56"
+CALIBRATION, PICTURES, QUICK_PICTURES = 256, 10_000, 1_000
+
+LATENCY_OF_ORT, LATENCY_OF_BEST = 1.0, 1.05
+START_OF_ORT, MEMORY_OF_ORT = 0.2, 0.5
+PARITY, AGREEMENT = 1e-4, 0.99
+
+
+def network_of(contender: str) -> nn.Module:
+    """In eval mode; its batch norms know its own activations, so that logits are of order 1."""
+    name, _, pruned = contender.partition(" ")
+    network = networks.build(name, SEED)
+    if pruned:
+        space = trace(network, networks.input_shape(name), name, WIDTH_STEP)
+        network = materialise(name, space, uniform_widths(space, PRUNED_MACS), SEED)
+    network.train()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        network(torch.randn(8, *networks.input_shape(name), generator=generator()))
+    return network.eval()
+
+
+def uniform_widths(space: PruneSpace, macs: float) -> Widths:
+    """The largest uniform fraction of every group, in legal widths, within that much work."""
+    for fraction in np.arange(1, 0, -0.005):
+        widths = tuple(
+            max((w for w in legal if w <= fraction * group.channels), default=legal[0])
+            for group, legal in zip(space.groups, space.widths_by_group, strict=True)
+        )
+        if space.macs(widths) <= macs:
+            return widths
+    raise ValueError(f"{space.network} has no uniform shape of {macs:g} multiply-accumulates")
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def contest(contender: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
+    """A row a form of one network, all measured in one loop."""
+    network = network_of(contender)
+    example = torch.randn(1, *networks.input_shape(contender.split()[0]), generator=generator())
+    forms = {
+        "native": build_executable(network, example, folder / "native", HERE),
+        "onnxruntime": build_onnx(network, example, folder, replace(HERE, runtime="ort")),
+        "litert": build_tflite(network, example, folder, replace(HERE, runtime="tflite")),
+    }
+    commands = {name: command(name, form, folder) for name, form in forms.items()}
+    started = starts(commands, QUICK_STARTS if quick else STARTS)
+    ms = latencies_ms(commands, QUICK_ROUNDS if quick else ROUNDS, RUNS)
+    return [
+        {
+            "network": contender,
+            "form": name,
+            "p50_ms": float(np.median(ms[name])),
+            "p25_ms": float(np.quantile(ms[name], 0.25)),
+            "p75_ms": float(np.quantile(ms[name], 0.75)),
+            "of_onnxruntime": paired(ms[name], ms["onnxruntime"]),
+            "of_litert": paired(ms[name], ms["litert"]),
+            "first_ms": started[name].first_ms,
+            "peak_mib": started[name].peak_mib,
+            "file_mib": forms[name].files[0].path.stat().st_size / 2**20,
+            "runtime_mib": runtime_mib(name),
+            "max_abs_err": forms[name].max_abs_err,
+        }
+        for name in forms
+    ]
+
+
+def paired(ms: np.ndarray[Any, Any], other_ms: np.ndarray[Any, Any]) -> float:
+    """The median over rounds of the ratio within a round: what drifts drops out."""
+    return float(np.median(ms / other_ms))
+
+
+def command(name: str, form: BuiltModel, folder: Path) -> Command:
+    path = form.files[0].path
+    if name == "native":
+        return (str(path), "--serve")
+    source = folder / f"{name}.f32"
+    source.write_bytes(form.golden_input)
+    runtime = {"onnxruntime": "ort", "litert": "litert"}[name]
+    return (sys.executable, str(WORKER), runtime, str(path), str(source))
+
+
+def runtime_mib(name: str) -> float:
+    """What must be installed beside the file: the runtime's package, without numpy and Python."""
+    package = {"onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}.get(name)
+    if package is None:
+        return 0.0
+    folder = Path(__import__(package).__file__).parent
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
+
+
+def bars_of(rows: Sequence[dict[str, Any]]) -> list[Bar]:
+    """The bars of one contest."""
+    native, ort, _ = rows
+    what = native["network"]
+    best = max(native["of_onnxruntime"], native["of_litert"])
+    return [
+        Bar(f"{what}: latency over onnxruntime's", native["of_onnxruntime"], "<=", LATENCY_OF_ORT),
+        Bar(f"{what}: latency over the better of the two", best, "<=", LATENCY_OF_BEST),
+        Bar(
+            f"{what}: start to first answer over Python's with onnxruntime",
+            native["first_ms"] / ort["first_ms"],
+            "<=",
+            START_OF_ORT,
+        ),
+        Bar(
+            f"{what}: peak memory over Python's with onnxruntime",
+            native["peak_mib"] / ort["peak_mib"],
+            "<=",
+            MEMORY_OF_ORT,
+        ),
+        Bar(f"{what}: largest deviation from PyTorch", native["max_abs_err"], "<=", PARITY),
+    ]
+
+
+def agreement(asked: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], Bar]:
+    """The int8 executable's classes beside the float32 network's, on pictures of the test part."""
+    n = QUICK_PICTURES if asked.quick else PICTURES
+    splits = load(asked.data, folder, SEED, None, n)
+    network = networks.build(TRAINED, SEED)
+    weights.load_into(network, asked.weights, TRAINED)
+    samples = splits.val_x[:CALIBRATION]
+    built = build_executable(
+        network, samples[:1], folder / "int8", replace(HERE, precision="int8"), samples
+    )
+    x = splits.test_x[:]
+    with torch.inference_mode():
+        float_class = torch.cat([network(part) for part in x.split(100)]).argmax(1).numpy()
+    assert built.answers is not None, "it is int8"
+    int8_class = built.answers(x.numpy()).argmax(1)
+    truth = np.asarray(splits.test_y)
+    row = {
+        "network": f"{TRAINED}, trained on CIFAR-10",
+        "pictures": len(truth),
+        "agreement": float(np.mean(int8_class == float_class)),
+        "fp32_accuracy": float(np.mean(float_class == truth)),
+        "int8_accuracy": float(np.mean(int8_class == truth)),
+        "file_mib": built.files[0].path.stat().st_size / 2**20,
+    }
+    return row, Bar(f"{TRAINED}: int8's class is float32's", row["agreement"], ">=", AGREEMENT)
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, default=SHARED / "cifar10-jpg")
+    options.add_argument(
+        "--weights", type=Path, default=SHARED / "resnet-cifar10/resnet56-4bfd9763.th"
+    )
+    asked = options.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    bars: list[Bar] = []
+    for contender in CONTENDERS[1:2] if asked.quick else CONTENDERS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = contest(contender, Path(folder), asked.quick)
+        rows += found
+        bars += bars_of(found)
+        write("binaries", rows, bars, asked.json)
+    missing = absent(asked.data, asked.weights)
+    if missing:
+        print(f"int8 agreement is skipped: {missing}. Next: name them with --data and --weights")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            row, bar = agreement(asked, Path(folder))
+        rows.append(row)
+        bars.append(bar)
+    return finish("binaries", rows, bars, asked.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
