@@ -63,7 +63,7 @@ def _usual_error(y: FloatArray, left_out: FloatArray) -> float:
 
 
 def additive_costs(x: FloatArray, y: FloatArray) -> FloatArray:
-    """(1 + n_features,): c and a of ``y = c + Σ a_j · x_j``, all ≥ 0. x (n, n_features), y (n,) > 0.
+    """(1 + n_features,): c and a of ``y = c + Σ a_j · x_j``, all ≥ 0. x (n, n_features), y > 0.
 
     Costs add up, and no work costs less than none. Least squares on the relative error under these
     bounds (Lawson and Hanson's NNLS). A disturbed run is slower, never faster, so residuals beyond
