@@ -98,10 +98,11 @@ def _say_who(
         if signer is not None:
             console.line(f"{artifact.name} {artifact.artifact_id[:12]}: signed by {signer}")
     if artifacts and signed_by[0] is None:
-        what = "is signed by" if all(a.signed for a in artifacts) else "may be from"
+        unsigned = [a.name for a in artifacts if a.signed is None]
+        what = f"{', '.join(unsigned)}: unsigned" if unsigned else "signatures are not checked"
         console.error(
-            f"WARNING: what is deployed {what} nobody in particular: {inventory.path} names no "
-            "allowed_signers. Next: docs/deploying.md"
+            f"WARNING: {what}: {inventory.path} names no allowed_signers, so that anybody's "
+            "artifacts are deployed. Next: docs/deploying.md"
         )
 
 

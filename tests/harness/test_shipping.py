@@ -100,7 +100,7 @@ def test_without_signers_it_goes_but_is_said_loudly(lab, capsys):
     lab.inventory.write_text(text[text.index("\n") + 1 :])
     artifact = make_artifact(lab.folder / "out", 1)
     assert lab.command("deploy", artifact.folder, "--board", "vb-01") == 0
-    assert "WARNING: what is deployed may be from nobody in particular" in capsys.readouterr().err
+    assert "WARNING: tiny-onnx: unsigned" in capsys.readouterr().err
 
 
 def test_what_is_not_signed_or_by_another_is_refused_before_any_board_is_asked(lab, capsys):
