@@ -51,9 +51,10 @@ def demo_recipe(seed: int) -> Recipe:
             proxy_accuracy_drop=0.1,
             elites=3,
         ),
-        targets=tuple(
-            RecipeTarget(kind=kind, name=f"rack-{machine}", machine=machine)
-            for kind in ("onnx", "tflite", "executable")
+        targets=(
+            RecipeTarget(kind="onnx", precision="all", name=f"rack-{machine}", machine=machine),
+            RecipeTarget(kind="tflite", name=f"rack-{machine}", machine=machine),
+            RecipeTarget(kind="executable", name=f"rack-{machine}", machine=machine),
         ),
     )
 
@@ -107,11 +108,16 @@ def summarise(report: schema.Report, finished: Finished) -> dict[str, Any]:
                 "id": a.artifact_id,
                 "network": a.network,
                 "kind": a.kind,
+                "precision": a.precision,
                 "target": a.target,
                 "verified": a.state == "released",
                 "measured_ms": {p.board_id: p.measured_ms for p in a.proofs},
             }
             for a in report.artifacts
+        ],
+        "recommended": [
+            {key: entry[key] for key in ("network", "cluster", "kind", "precision", "median_ms")}
+            for entry in finished.compiled.recommended
         ],
         "skipped": list(finished.compiled.notes),
         "simulated": report.simulated,
