@@ -24,6 +24,7 @@ from harness.inventory import Board, load_inventory
 from harness.session import AgentSession
 from harness.ssh import SshTransport
 from harness.virtual import rack
+from harness.virtual.cgroup import rack_cgroup
 from harness.virtual.spec import uniform_rack
 
 MODEL_SOURCE = Path(__file__).with_name("rack_model.c")
@@ -43,6 +44,12 @@ class Rack:
     @property
     def boards(self) -> tuple[Board, ...]:
         return load_inventory(self.inventory).boards
+
+    def cpu_s(self) -> float:
+        """CPU time that sshd boards have cost so far; 0 for embedded ones, which have no cgroup."""
+        folder = rack_cgroup((self.folder / "rack").resolve())
+        stats = [path.read_text(encoding="utf-8") for path in folder.glob("*/cpu.stat")]
+        return sum(int(stat.split()[1]) for stat in stats) / 1e6
 
     def forget(self) -> None:
         """Every board's home is empty again: what was pushed has to be pushed anew."""

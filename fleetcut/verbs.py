@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from compiler.targets.board_file import board_of_profile
 from device_agents.contract import DeviceProfile, MeasurementRecord, to_plain
 from fleetcut.console import Console, Step
 from harness.bundle import build_bundle
@@ -129,6 +128,9 @@ def _write_target(
         return USAGE
     (profile,) = profiles.values()
     assert profile is not None, "a visit without failure has an answer"
+    # Here, for it brings numpy and the builders: no other verb of a rack needs them.
+    from compiler.targets.board_file import board_of_profile
+
     text = board_of_profile(path.stem, profile).to_yaml()
     try:
         with path.open("x", encoding="utf-8") as file:
