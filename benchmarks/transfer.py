@@ -38,7 +38,7 @@ from harness.errors import HarnessError
 
 DATA = Path("../shared/data/oneproxy")
 SIZES = (10, 20, 50, 100)
-SEEDS = 6
+SEEDS = 4
 OFFERED = 1000
 """Shapes that probes are chosen from in each draw, drawn by its seed."""
 LEAST_JUDGED = 20

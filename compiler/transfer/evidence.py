@@ -17,8 +17,8 @@ IntArray = NDArray[np.int64]
 
 NOISES = np.logspace(-5, 1, 13)
 """Variance of a measurement over that of a coefficient."""
-ROUNDS = 2
-"""Of weights."""
+ROUNDS = 1
+"""Of weights; a second one hardly changes them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def fit_evidence(
     it costs nothing at prediction; with few targets it is better than the likeliest choice alone.
 
     A disturbed measurement must not bend the rest: targets that the others put more than 1.345
-    spreads elsewhere are weighted down (Huber), in ROUNDS rounds.
+    spreads elsewhere are weighted down (Huber).
 
     blocks: (m, d_b) each, columns of about unit deviation. shares: the choices, a figure ≥ 0 for
     each block. y: (m,), m ≥ 2.
