@@ -27,24 +27,20 @@ from compiler.recipe import Recipe
 from compiler.shrink import SCORING_PICTURES
 from compiler.switchable.artifact import KIND, build_switchable
 from compiler.switchable.network import SwitchableNetwork, best_first, nested_widths
-from compiler.switchable.policy import learn_policy
+from compiler.switchable.policy import ClockLaw, Policy, fit_clock_law
 from compiler.targets.candidates import candidate
 from compiler.training import evaluate, train_together
 from compiler.work import WorkFolder, read_json, write_json
 from device_agents.contract import Target
-from device_agents.contract.switching import Policy
 
 STAGE = "clocks"
-
-Latencies = dict[int, dict[float, float]]
-"""Sub-network's position → clock in kHz → ms."""
 
 
 @dataclass(frozen=True)
 class Learned:
     """What the measured clocks say of one network.
 
-    widest_ms_by_cluster: of the widest sub-network at the highest clock, on each representative.
+    widest_ms_by_cluster: of the widest sub-network at the highest clock, by each one's law.
     """
 
     policy: Policy
@@ -121,63 +117,57 @@ def compile_switchable(
 def learn(
     proposal: Proposal, runs: Runs, name: str, clusters: DeviceClusters, recipe: Recipe
 ) -> Learned:
-    """One policy for the fleet, from its clusters' mean weighted by their boards.
+    """One policy for the fleet: each representative's laws, weighted by its cluster's boards.
 
     A board slower by one factor everywhere chooses the same, so that one policy serves boards of
-    one kind. Raises CompilerError where a sub-network was not measured at two clocks.
+    one kind. Raises CompilerError where a sub-network has valid runs at fewer than two clocks.
     """
-    by_cluster = {
-        label: _latencies(proposal, runs, name, board, recipe.switchable.freq_khz)
-        for label, board in clusters.representatives_.items()
-    }
+    clocks = recipe.switchable.freq_khz
+    by_cluster: dict[str, list[ClockLaw]] = {}
+    for label, board in clusters.representatives_.items():
+        latencies = _latencies(proposal, runs, name, board, clocks)
+        try:
+            by_cluster[label] = [
+                fit_clock_law(list(of_clock), list(of_clock.values())) for of_clock in latencies
+            ]
+        except ValueError as error:
+            raise CompilerError(
+                f"{name}: {board} tells no law of its clock ({error}). Next: fleetcut measure "
+                f"{proposal.campaign_path} --tries 3"
+            ) from None
     total = sum(clusters.weights_[label] for label in by_cluster)
-    fleet: Latencies = {}
-    for label, of_cluster in by_cluster.items():
-        for position, of_clock in of_cluster.items():
-            for khz, ms in of_clock.items():
-                share = clusters.weights_[label] / total
-                fleet.setdefault(position, {}).setdefault(khz, 0.0)
-                fleet[position][khz] += share * ms
-    try:
-        policy = learn_policy(fleet, target_ms=recipe.switchable.target_ms.get(name))
-    except ValueError as error:
-        raise CompilerError(
-            f"{name}: its policy cannot be learned ({error}). Next: fleetcut measure "
-            f"{proposal.campaign_path}"
-        ) from None
-    top = max(recipe.switchable.freq_khz)
-    widest = tuple(sorted((label, of[0][top]) for label, of in by_cluster.items()))
-    return Learned(policy, widest)
+    share = {label: clusters.weights_[label] / total for label in by_cluster}
+    laws = tuple(
+        ClockLaw(
+            sum(share[label] * law.a_ms for label, law in zip(by_cluster, of_one, strict=True)),
+            sum(share[label] * law.b_ms_khz for label, law in zip(by_cluster, of_one, strict=True)),
+            sum(share[label] * law.fit_mape for label, law in zip(by_cluster, of_one, strict=True)),
+        )
+        for of_one in zip(*by_cluster.values(), strict=True)
+    )
+    top = max(clocks)
+    target_ms = recipe.switchable.target_ms.get(name, laws[0].latency_ms(top))
+    widest = tuple(sorted((label, of[0].latency_ms(top)) for label, of in by_cluster.items()))
+    return Learned(Policy(target_ms, laws), widest)
 
 
 def _latencies(
     proposal: Proposal, runs: Runs, name: str, board: str, clocks: Sequence[int]
-) -> Latencies:
-    """Of one board: the lower median of each cell's valid runs. Raises CompilerError."""
-    found: dict[tuple[int, float], list[float]] = {}
-    for run in runs.runs:
-        facts = proposal.facts_by_model.get(run.model_sha256)
-        if facts is None or facts["network"] != name or run.board_id != board or not run.valid:
-            continue
-        if run.freq_khz is not None:
-            clock = float(_nearest(clocks, run.freq_khz))
-            found.setdefault((int(facts["position"]), clock), []).append(run.p50_ms)
-    wanted = [
-        (int(facts["position"]), float(khz))
-        for facts in proposal.facts_by_model.values()
+) -> list[dict[float, float]]:
+    """Of one board, for each sub-network clock in kHz → ms: the lower median of its valid runs."""
+    positions = {
+        digest: int(facts["position"])
+        for digest, facts in proposal.facts_by_model.items()
         if facts["network"] == name
-        for khz in clocks
-    ]
-    for position, khz in wanted:
-        if (position, khz) not in found:
-            raise CompilerError(
-                f"{name}: sub-network {position} has no valid run on {board} at {khz:.0f} kHz. "
-                f"Next: fleetcut measure {proposal.campaign_path} --tries 3"
-            )
-    latencies: Latencies = {}
-    for (position, khz), ms in sorted(found.items()):
-        latencies.setdefault(position, {})[khz] = lower_median(ms)
-    return latencies
+    }
+    found: list[dict[float, list[float]]] = [{} for _ in positions]
+    for run in runs.runs:
+        position = positions.get(run.model_sha256)
+        if position is None or run.board_id != board or not run.valid or run.freq_khz is None:
+            continue
+        clock = float(_nearest(clocks, run.freq_khz))
+        found[position].setdefault(clock, []).append(run.p50_ms)
+    return [{khz: lower_median(ms) for khz, ms in sorted(of.items())} for of in found]
 
 
 def _nearest(clocks: Sequence[int], seen_khz: int) -> int:
