@@ -66,9 +66,10 @@ def running(folder: Path, count: int, *, sshd: bool) -> Iterator[Rack]:
     try:
         assert status.pid is not None
         document = yaml.safe_load(status.inventory.read_text(encoding="utf-8"))
+        key_file = str(load_inventory(status.inventory).boards[0].key_file)
         for entry in document["boards"]:
             entry.pop("exclusive_group", None)
-            entry["key_file"] = str(load_inventory(status.inventory).boards[0].key_file)
+            entry["key_file"] = key_file
         inventory = folder / "inventory.yaml"
         inventory.write_text(yaml.safe_dump(document), encoding="utf-8")
         yield Rack(folder, inventory, status.pid, time.perf_counter() - began_s)

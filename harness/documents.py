@@ -33,13 +33,12 @@ def read_either(path: Path, model_of: Callable[[Any], type[M]]) -> M:
 
     A union of models would do too, but its errors speak of every one of them.
     """
-    root = _compose(path)
+    root, data = _parsed(path)
     lines = dict(_lines(root, ()))
     for location, key in _duplicate_keys(root, ()):
         raise DocumentError(
             path, lines.get(location), f"key {key!r} stands twice", "Keep one of the two"
         )
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
     model = model_of(data)
     try:
         return model.model_validate(data)
@@ -54,7 +53,8 @@ def read_either(path: Path, model_of: Callable[[Any], type[M]]) -> M:
         ) from None
 
 
-def _compose(path: Path) -> yaml.Node:
+def _parsed(path: Path) -> tuple[yaml.Node, Any]:
+    """The file as nodes, which know their lines, and as data. Parsed once: it is slow."""
     try:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_BYTES:
@@ -76,7 +76,7 @@ def _compose(path: Path) -> yaml.Node:
     if node is None:
         raise DocumentError(path, 1, "is empty", "Start from the example in the documentation")
     _expanded(path, node, {})
-    return _constructible(path, node)
+    return node, _constructed(path, node)
 
 
 def _expanded(path: Path, node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -106,17 +106,16 @@ def _expanded(path: Path, node: yaml.Node, sizes: dict[int, int]) -> int:
     return count
 
 
-def _constructible(path: Path, node: yaml.Node) -> yaml.Node:
-    """The node, once every value in it has been built: tags and dates fail here, not later."""
+def _constructed(path: Path, node: yaml.Node) -> Any:
+    """The data: tags and dates that are none fail here, not later."""
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.SafeLoader("").construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         fact = getattr(error, "problem", None) or "holds a value that YAML cannot build"
         raise DocumentError(
             path, mark.line + 1 if mark else None, str(fact), "Write plain text and numbers"
         ) from None
-    return node
 
 
 def _lines(node: yaml.Node, at: Location) -> Iterator[tuple[Location, int]]:
