@@ -1,6 +1,6 @@
 """fleetcut nightly on simulated boards over real SSH: four things go wrong in one night, apart.
 
-Boards are slowed 2.5 times, so that no noise of a busy machine decides.
+A board is slowed five times, so that no noise of a busy machine decides.
 """
 
 import contextlib
@@ -54,19 +54,20 @@ class Lab:
             "campaign_id": "nightly",
             "models": [{"name": m, "path": f"{m}.onnx"} for m in models],
             "runtimes": ["ort"],
-            "repeats": 9,
-            "stopping": {"warmup_min": 2, "warmup_max": 8, "samples_min": 30, "samples_max": 30},
+            "repeats": 8,
+            "stopping": {"samples_min": 200, "samples_max": 200},
         }
         path = self.folder / "campaign.yaml"
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def night(self, name, campaign):
+    def night(self, name, campaign, *more):
         """Exit status, the JSON answer."""
         argv = ["nightly", str(campaign), "--night", name, "--json"]
         argv += ["--inventory", str(self.inventory), "--store", str(self.folder / "lab.db")]
         argv += ["--out", str(self.folder / "pages"), "--metrics", str(self.metrics)]
-        argv += ["--tries", "2", "--alpha", "0.05", "--min-change", "0.5"]
+        # A lax alpha asks for few pairs: on a busy machine many runs are not steady.
+        argv += ["--tries", "3", "--alpha", "0.4", "--min-change", "1", *more]
         with contextlib.redirect_stdout(io.StringIO()) as out:
             status = main(argv)
         return status, json.loads(out.getvalue())
@@ -92,7 +93,10 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nightly")
     write_conv(folder / "conv.onnx")
     (folder / "broken.onnx").write_bytes(b"an upload that ended too soon")
-    boards = tuple(VirtualBoardSpec(name) for name in ("slowing", "dying", "weak"))
+    boards = tuple(
+        VirtualBoardSpec(name, freqs_khz=(300_000, 1_500_000))
+        for name in ("slowing", "dying", "weak")
+    )
     rack.up(folder / "rack", RackSpec(boards=boards, seed=0))
     lab = Lab(folder)
     # A supply whose voltage is too low, as a Raspberry Pi's kernel tells it.
@@ -152,7 +156,7 @@ def test_the_first_night_makes_the_baseline_of_what_can_be_believed(first):
         ("weak", "conv"): "invalid",
     }
     (weak,) = [cell for cell in answer["cells"] if cell["board_id"] == "weak"]
-    assert "0 of 9 runs count" in weak["fact"]
+    assert "0 of 8 runs count" in weak["fact"]
     assert "under_voltage" in weak["fact"]
     assert baselines == {
         BaselineCell("slowing", CONV): "nightly.n1",
@@ -175,8 +179,8 @@ def test_regression_dead_board_missing_and_invalid_are_told_apart(second):
     cells = {(cell["board_id"], cell["model"]): cell for cell in answer["cells"]}
     slower = cells["slowing", "conv"]
     assert slower["baseline_night"] == "nightly.n1"
-    assert slower["row"]["change"] > 0.5
-    assert slower["again"]["change"] > 0.5
+    assert slower["row"]["change"] > 1
+    assert slower["again"]["change"] > 1
     assert "model: " in cells["slowing", "broken"]["fact"]
     dead = {board["board_id"]: board["failure"] for board in answer["boards"] if board["failure"]}
     assert list(dead) == ["dying"]
@@ -195,7 +199,7 @@ def test_the_metrics_are_what_prometheus_reads(lab, metrics):
     assert happened == {"regression", "dead_board", "missing", "invalid"}
     (change,) = metrics["fleetcut_nightly_latency_change_ratio"].samples
     assert (change.labels["board"], change.labels["model"]) == ("slowing", "conv")
-    assert change.value > 0.5
+    assert change.value > 1
     assert list(lab.metrics.parent.glob("fleetcut.prom*")) == [lab.metrics]
 
 
@@ -222,3 +226,14 @@ def test_a_model_that_left_the_campaign_is_missing(lab, resumed):
     assert (status, answer["outcomes"]) == (12, ["missing"])
     gone = [cell["fact"] for cell in answer["cells"] if cell["model"] == "conv"]
     assert gone == ["has a baseline, and is not in the campaign any more"] * 2
+
+
+def test_a_rebase_forgets_what_is_gone_and_an_earlier_night_may_be_named(lab, resumed):
+    status, answer = lab.night("n2", lab.campaign("conv"), "--baseline", "nightly.n1")
+    assert (status, answer["outcomes"]) == (10, ["regression", "invalid"])
+    status, _ = lab.night("n2", lab.campaign("conv"), "--rebase")
+    assert status == 10
+    assert lab.baselines() == {
+        BaselineCell("slowing", CONV): "nightly.n2",
+        BaselineCell("dying", CONV): "nightly.n2",
+    }
