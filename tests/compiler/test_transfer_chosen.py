@@ -73,13 +73,10 @@ def test_a_disturbed_measurement_does_not_bend_the_rest(method):
     disturbed[[3, 11]] *= 3
     rows = np.arange(20)
     rest = np.arange(20, N)
-    clean, bent = (
-        METHODS[method]().fit(pool, rows, y[rows]).predict(rest) for y in (ms, disturbed)
-    )
-    assert np.median(np.abs(np.log(bent / ms[rest]))) < 3 * np.median(
-        np.abs(np.log(clean / ms[rest]))
-    )
-    assert spearmanr(bent, ms[rest]).statistic > 0.97
+    bent = METHODS[method]().fit(pool, rows, disturbed[rows]).predict(rest)
+    # By least squares alone: 0.15 and 0.985.
+    assert np.median(np.abs(np.log(bent / ms[rest]))) < 0.1
+    assert spearmanr(bent, ms[rest]).statistic > 0.99
 
 
 def test_the_choice_is_judged_on_samples_left_out_and_says_why():
