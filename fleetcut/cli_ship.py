@@ -120,9 +120,12 @@ def _add_rollback(subparsers: Subparsers) -> None:
         "rollback",
         "put a name back to the version that boards kept before the one they run",
         "fleetcut rollback digits_resnet-onnx --board pi4-01",
-        lambda console, a: shipping.rollback(console, Fleet(a.inventory, a.board, {}, {}), a.name),
+        lambda console, a: shipping.rollback(
+            console, Fleet(a.inventory, a.board, {}, {}), a.store, a.name
+        ),
     )
     add_inventory(parser)
+    add_store(parser)
     parser.add_argument("name", metavar="NAME", help="as it is deployed")
     parser.add_argument("--board", action="append", metavar="BOARD", help="only these boards")
 

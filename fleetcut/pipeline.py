@@ -99,7 +99,7 @@ def _prove(
     boards = inventory.select(sorted(cluster_of))
     artifacts = tuple(load_artifact(folder) for folder in compiled.artifacts)
     vouched(artifacts, inventory.allowed_signers)
-    failures = shipping.deploy_all(console, artifacts, boards, inventory.allowed_signers)
+    failures = shipping.deploy_all(console, artifacts, boards, inventory.allowed_signers, store)
     if failures:
         raise HarnessError("; ".join(failures.values()))
     campaign_id = f"{compiled.final.campaign_id.removesuffix('-final')}-verify"

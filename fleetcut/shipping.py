@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from device_agents.contract import Release, StoppingRule, to_plain
@@ -75,7 +76,8 @@ def deploy(
     boards = inventory.select(fleet.board_ids)
     if shares.stages is not None:
         return staged(console, fleet, artifacts, boards, signers, shares)
-    failures = deploy_all(console, artifacts, boards, signers)
+    with closing(Store(shares.store)) as store:
+        failures = deploy_all(console, artifacts, boards, signers, store)
     console.answer(
         {
             "artifacts": [a.artifact_id for a in artifacts],
@@ -110,14 +112,16 @@ def deploy_all(
     console: Console,
     artifacts: Sequence[LocalArtifact],
     boards: Sequence[Board],
-    signers: Path | None = None,
+    signers: Path | None,
+    store: Store,
 ) -> dict[str, str]:
-    """Deploy every artifact on every board. Returns board_id → failure."""
+    """Deploy every artifact on every board, leased in the store. Returns board_id → failure."""
     done, failures = ask_all(
         console,
         f"deploy {len(artifacts)} artifacts to {len(boards)} boards",
         boards,
         lambda agent: deploying.deploy(agent, artifacts, signers),
+        store,
     )
     for note in sorted({d.note for all_of in done.values() for d in all_of if d.note and signers}):
         at = [b for b, all_of in done.items() if any(d.note == note for d in all_of)]
@@ -125,15 +129,17 @@ def deploy_all(
     return failures
 
 
-def rollback(console: Console, fleet: Fleet, name: str) -> int:
+def rollback(console: Console, fleet: Fleet, store_path: StoreAddress, name: str) -> int:
     """Put a name back to the version that boards kept before it."""
     boards = load_inventory(fleet.inventory).select(fleet.board_ids)
-    answers, failures = ask_all(
-        console,
-        f"roll {name} back on {len(boards)} boards",
-        boards,
-        lambda agent: deploying.roll_back(agent, name) or "",
-    )
+    with closing(Store(store_path)) as store:
+        answers, failures = ask_all(
+            console,
+            f"roll {name} back on {len(boards)} boards",
+            boards,
+            lambda agent: deploying.roll_back(agent, name) or "",
+            store,
+        )
     for board_id, now in answers.items():
         said = f"runs {now[:12]} again" if now else f"has nothing called {name}"
         console.line(f"{board_id}: {said}")

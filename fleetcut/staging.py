@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,14 +21,18 @@ from harness.bundle import build_bundle
 from harness.deploy import LocalArtifact
 from harness.executor import Executor, Retries
 from harness.inventory import Board
+from harness.leases import Leases
 from harness.session import AgentSession
 from harness.ssh import SshTransport
 from harness.store import Store, StoreAddress
 from harness.verify import PROOF_STOPPING, foreign_clusters, release_of, write_release
 from harness.verify import prove as prove_artifacts
-from harness.visit import visit_again
+from harness.visit import Purpose, visit_again
 
 A = TypeVar("A")
+
+_WAIT_S = 60.0
+"""For a board that somebody holds and uses."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,17 @@ class Shares:
 
 
 def ask_all(
-    console: Console, title: str, boards: Sequence[Board], ask: Callable[[AgentSession], A]
+    console: Console,
+    title: str,
+    boards: Sequence[Board],
+    ask: Callable[[AgentSession], A],
+    store: Store | None = None,
 ) -> tuple[dict[str, A], dict[str, str]]:
-    """board_id → answer, board_id → failure; what the network failed is tried again."""
+    """board_id → answer, board_id → failure; what the network failed is tried again.
+
+    store: of the leases, without which boards are not changed.
+    """
+    purpose = None if store is None else Purpose(Leases(store), title, _WAIT_S)
     with console.steps(title) as step:
         visits = visit_again(
             boards,
@@ -70,6 +83,7 @@ def ask_all(
             ask,
             lambda done, last: step(done, len(boards), last),
             Retries(),
+            purpose,
         )
     answers = {v.board_id: v.answer for v in visits if v.answer is not None}
     failures = {v.board_id: str(v.failure) for v in visits if v.failure is not None}
@@ -97,9 +111,8 @@ def staged(
 
     def put(chosen: Sequence[Board]) -> Mapping[str, str]:
         title = f"deploy {len(artifacts)} artifacts to {len(chosen)} boards"
-        return ask_all(
-            console, title, chosen, lambda agent: deploying.deploy(agent, artifacts, signers)
-        )[1]
+        put_there = partial(deploying.deploy, artifacts=artifacts, signers=signers)
+        return ask_all(console, title, chosen, put_there, store)[1]
 
     machine_of: dict[str, str] = {}
 
@@ -108,7 +121,7 @@ def staged(
         return _prove(console, store, fleet, artifacts, chosen, name, machine_of)
 
     def back(chosen: Sequence[Board], before: Sequence[Before]) -> Mapping[str, str]:
-        return _roll_back(console, artifacts, chosen, before)
+        return _roll_back(console, store, artifacts, chosen, before)
 
     store = Store(shares.store)
     try:
@@ -151,6 +164,7 @@ def _before(console: Console, boards: Sequence[Board]) -> list[Before]:
 
 def _roll_back(
     console: Console,
+    store: Store,
     artifacts: Sequence[LocalArtifact],
     boards: Sequence[Board],
     before: Sequence[Before],
@@ -170,7 +184,7 @@ def _roll_back(
                 wrong[board_id] = f"{artifact.name} is {str(now)[:12]}, and was {wanted[:12]}"
         return True
 
-    _, failures = ask_all(console, f"roll back {len(boards)} boards", boards, one)
+    _, failures = ask_all(console, f"roll back {len(boards)} boards", boards, one, store)
     return {**wrong, **failures}
 
 

@@ -62,12 +62,19 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def hold(
-        self, board: Board, purpose: str, *, wait_s: float, stopping: threading.Event
+        self,
+        board: Board,
+        purpose: str,
+        *,
+        wait_s: float,
+        stopping: threading.Event,
+        timed: bool = True,
     ) -> Iterator[Hold]:
-        """Raises LeaseError. A group is leased like a board: other controllers keep off it too."""
+        """Raises LeaseError. timed: its group is leased too, and other controllers keep off it."""
         taken: list[Lease] = []
         try:
-            names = [f"group:{board.exclusive_group}"] if board.exclusive_group else []
+            group = board.exclusive_group if timed else None
+            names = [f"group:{group}"] if group else []
             for name in (*names, board.board_id):
                 taken.append(self._leases.acquire(name, purpose, wait_s=wait_s, stopping=stopping))
             hold = Hold(board, tuple(taken))

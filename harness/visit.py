@@ -89,7 +89,9 @@ def _leased(
         yield None
         return
     never = threading.Event()
-    with heartbeat.hold(board, purpose.text, wait_s=purpose.wait_s, stopping=never) as hold:
+    with heartbeat.hold(
+        board, purpose.text, wait_s=purpose.wait_s, stopping=never, timed=False
+    ) as hold:
         yield hold.fence
 
 

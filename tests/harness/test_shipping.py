@@ -45,7 +45,7 @@ class Lab:
         rest = ["--inventory", str(self.inventory)]
         if verb == "deploy":
             rest += ["--rollouts", str(self.folder / "rollouts")]
-        if verb in ("deploy", "verify"):
+        if verb in ("deploy", "verify", "rollback"):
             rest += ["--store", str(self.folder / "lab.db")]
         return main([verb, *map(str, args), *rest])
 
