@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from harness.virtual.sshd import SshdAccess
 from harness.virtual.watch import OpenWatch, WriteWatch
 
 STEP_S = 0.25
+_FILES = 65536
 _LONGEST_STEP_S = 60.0  # a host that slept did not heat its boards
 
 
@@ -65,6 +67,7 @@ class RackServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        _allow_many_files()
         processes.become_subreaper()
         try:
             await self._listen()
@@ -156,6 +159,13 @@ class RackServer:
             self._opens.close()
             remove_cgroups(self.folder)
         control.remove_socket(self.folder)
+
+
+def _allow_many_files() -> None:
+    """A board takes a few descriptors, and a shell's usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _board_status(slot: Slot) -> control.Reply:
