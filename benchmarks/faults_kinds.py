@@ -77,8 +77,8 @@ Kinds = Mapping[str, Callable[[Scene, random.Random], None]]
 
 
 def _moment(scene: Scene, rng: random.Random) -> float:
-    """Any, from before the connection to after the end."""
-    return rng.uniform(0.0, scene.span_s * 1.1)
+    """Any, from before the connection to the end."""
+    return rng.uniform(0.0, scene.span_s)
 
 
 def _bytes(scene: Scene, rng: random.Random, *, upward: bool) -> int:
