@@ -95,4 +95,4 @@ def _atol(artifact: LocalArtifact, precision: Precision) -> float:
         return manifest.atol
     data = (artifact.folder / manifest.golden_output).read_bytes()
     values = struct.unpack(f"<{len(data) // 4}f", data)
-    return max(manifest.atol, FP16_ATOL_FRACTION * (max(values) - min(values)))
+    return float(max(manifest.atol, FP16_ATOL_FRACTION * (max(values) - min(values))))
