@@ -7,11 +7,13 @@ Input: argv RUNTIME MODEL INPUT (ort | litert), then lines on stdin: ``bench N``
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 
-def ort(path, x):
+def ort(path: str, x: Any) -> Callable[[], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -22,7 +24,7 @@ def ort(path, x):
     return lambda: session.run(None, feed)[0]
 
 
-def litert(path, x):
+def litert(path: str, x: Any) -> Callable[[], Any]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=path, num_threads=1)
@@ -31,14 +33,14 @@ def litert(path, x):
     (given,) = interpreter.get_output_details()
     interpreter.set_tensor(taken["index"], x.reshape(taken["shape"]))
 
-    def run():
+    def run() -> Any:
         interpreter.invoke()
         return interpreter.get_tensor(given["index"])
 
     return run
 
 
-def main(runtime, model, source):
+def main(runtime: str, model: str, source: str) -> None:
     run = {"ort": ort, "litert": litert}[runtime](model, np.fromfile(source, "<f4"))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
