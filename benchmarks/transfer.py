@@ -28,7 +28,7 @@ from benchmarks.result import Bar, finish, parser, write
 from benchmarks.transfer_data import FULL, QUICK, Fleet, boards, oneproxy
 from compiler.errors import CompilerError
 from compiler.surrogates import mape
-from compiler.transfer.chosen import RAW, ChosenTransfer
+from compiler.transfer.chosen import FAVOURITE, RAW, ChosenTransfer
 from compiler.transfer.estimators import METHODS
 from compiler.transfer.pool import Pool
 from compiler.transfer.probes import MOST_PROBES, choose_probes
@@ -87,7 +87,7 @@ def _draw(pool: Pool, ms: FloatArray, n: int, probes: str, seed: int) -> list[Ro
     ours = {
         "coverage": float(((lower <= ms[judged]) & (ms[judged] <= upper)).mean()),
         "interval_width": float(np.median((upper - lower) / median)),
-        "methods": chosen.method_,
+        "mixture_weight": chosen.weights_.get(FAVOURITE, 0.0),
     }
     nothing: Row = dict.fromkeys(ours)
     rows_of: list[Row] = [{"method": CHOSEN} | _errors(ms[judged], median) | ours]
@@ -103,17 +103,10 @@ def _errors(measured: FloatArray, predicted: FloatArray) -> Row:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """Means of figures; of words each that occurred, most often first."""
-    mean: Row = {}
-    for key, value in rows[0].items():
-        said = [row[key] for row in rows]
-        if isinstance(value, float):
-            mean[key] = float(np.mean(said))
-        elif key == "method" or value is None:
-            mean[key] = value
-        else:
-            mean[key] = ", ".join(sorted(set(said), key=lambda word: -said.count(word)))
-    return mean
+    return {
+        key: float(np.mean([row[key] for row in rows])) if isinstance(value, float) else value
+        for key, value in rows[0].items()
+    }
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:

@@ -231,7 +231,7 @@ def _document(
         document |= {
             "srcc": asdict(judged.proxy),
             "left_out_srcc": asdict(judged.left_out),
-            "method": fitted.method_,
+            "weights": fitted.weights_,
             "left_out_error_by_method": {
                 name: float(left_out.error.mean()) for name, left_out in fitted.errors_.items()
             },

@@ -1,17 +1,17 @@
-"""The way of transfer that a target's own few measurements show to be best, with its reasons.
+"""The ways of transfer, weighed by what a target's own few measurements say of each.
 
 Input: a Pool, which of its models were measured on the target and their latencies. Output: ms of
-any of its models with an interval, and in words what was chosen and why.
+any of its models with an interval, and in words how much each way counts and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from scipy.optimize import nnls
 from sklearn.base import BaseEstimator
 
 from compiler.surrogates import order_statistic
@@ -24,11 +24,12 @@ IntArray = NDArray[np.int64]
 
 RAW = "raw proxy"
 FAVOURITE = "mixture"
-"""It holds the others as its limits and weighs them by the evidence, which ten samples allow and
-cross-validation among them hardly does: choosing the simplest within a standard error instead lost
-0.02 of rank correlation at the median over fifteen public devices."""
-CHANCE = 0.05
-"""Of leaving the favourite for another method that is no better."""
+"""It holds the others but the adapter as its limits and weighs them by the evidence, which ten
+samples allow and cross-validation among them hardly does."""
+TRUST = 5.0
+"""What the favourite is trusted beforehand, in samples: about as many as settle nothing yet."""
+LEAST_WEIGHT = 0.01
+"""Less changes no order."""
 LEAST_JUDGED = 4
 """Fewer samples cannot be split into what is learned from and what judges."""
 LEAVE_ONE_OUT = 25
@@ -47,19 +48,23 @@ class LeftOut:
 
 
 class ChosenTransfer(BaseEstimator):
-    """One of METHODS, by cross-validation on the target's own samples.
+    """METHODS weighed by cross-validation on the target's own samples.
+
+    Stacking (Breiman 1996, "Stacked regressions"): weights that sum to 1, none negative, with which
+    the logarithms of left-out predictions come nearest to what was measured; beforehand all weight
+    is the favourite's.
 
     methods: keys of METHODS, the raw proxy among them; those that need features are left out where
     the pool has none. coverage: 0..1, of the intervals. n_folds: for more than 25 samples; of
     fewer each is left out alone. seed: of the folds.
 
     Intervals are CV+ (Barber et al. 2021, "Predictive inference with the jackknife+"), as the
-    surrogates'. The choice among the methods saw the same samples, which the theorem does not
-    cover. n samples cannot give more coverage than n/(n + 1): see coverage_.
+    surrogates'. The weights saw the same samples, which the theorem does not cover. n samples
+    cannot give more coverage than n/(n + 1): see coverage_.
 
-    After fit: method_; decision_, the choice and its reason in words; errors_, LeftOut by method;
-    correlation_, of the chosen method's left-out predictions with what was measured; coverage_;
-    pool_, rows_, y_ms_, as given.
+    After fit: weights_, by method; method_, the same in words; decision_, with the reason; errors_,
+    LeftOut by method; left_out_, of the weighted mean; correlation_, of its predictions with what
+    was measured; coverage_; pool_, rows_, y_ms_, as given.
     """
 
     def __init__(
@@ -86,11 +91,16 @@ class ChosenTransfer(BaseEstimator):
             )
         self.pool_, self.rows_, self.y_ms_ = pool, at, ms
         self._judge()
-        self.method_ = self._choose()
-        self._estimator = METHODS[self.method_]().fit(pool, at, ms)
+        self.weights_ = self._weigh()
+        self._estimators = {name: METHODS[name]().fit(pool, at, ms) for name in self.weights_}
+        self.left_out_ = _left_out(
+            self._weighted({name: self.errors_[name].predicted_ms for name in self.weights_}), ms
+        )
         self.coverage_ = min(self.coverage, len(at) / (len(at) + 1))
-        self.correlation_: RankCorrelation = rank_correlation(
-            self.errors_[self.method_].predicted_ms, ms
+        self.correlation_: RankCorrelation = rank_correlation(self.left_out_.predicted_ms, ms)
+        self.method_ = " + ".join(
+            name if len(self.weights_) == 1 else f"{weight:.2f} {name}"
+            for name, weight in sorted(self.weights_.items(), key=lambda item: -item[1])
         )
         self.decision_ = self._reason()
         return self
@@ -98,10 +108,17 @@ class ChosenTransfer(BaseEstimator):
     def predict(self, rows: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
         """(median, lower, upper) ms, each (n_rows,). lower ≤ median ≤ upper."""
         at = np.asarray(rows, dtype=np.int64)
-        median = self._estimator.predict(at)
-        by_fold = np.log(np.stack([e.predict(at) for e in self._by_fold[self.method_]]))
+        median = self._weighted({name: e.predict(at) for name, e in self._estimators.items()})
+        by_fold = np.log(
+            np.stack(
+                [
+                    self._weighted({name: e.predict(at) for name, e in of_fold.items()})
+                    for of_fold in self._by_fold
+                ]
+            )
+        )
         around = by_fold[self._fold_of_sample]  # (n_samples, n_rows)
-        error = self.errors_[self.method_].error[:, None]
+        error = self.left_out_.error[:, None]
         alpha = 1 - self.coverage_
         lower = np.exp(order_statistic(around - error, alpha, upper=False))
         upper = np.exp(order_statistic(around + error, alpha, upper=True))
@@ -115,16 +132,15 @@ class ChosenTransfer(BaseEstimator):
         self._fold_of_sample = np.empty(n, dtype=np.int64)
         self._fold_of_sample[order] = np.arange(n) % n_folds
         self.errors_: dict[str, LeftOut] = {}
-        self._by_fold: dict[str, list[Estimator]] = {}
+        self._by_fold: list[dict[str, Estimator]] = [{} for _ in range(n_folds)]
         for name in self._judged_methods():
             left_out = np.empty(n)
-            self._by_fold[name] = []
             for fold in range(n_folds):
                 out = self._fold_of_sample == fold
                 estimator = METHODS[name]().fit(self.pool_, self.rows_[~out], self.y_ms_[~out])
                 left_out[out] = estimator.predict(self.rows_[out])
-                self._by_fold[name].append(estimator)
-            self.errors_[name] = LeftOut(left_out, np.abs(np.log(left_out / self.y_ms_)))
+                self._by_fold[fold][name] = estimator
+            self.errors_[name] = _left_out(left_out, self.y_ms_)
 
     def _judged_methods(self) -> list[str]:
         if len(self.rows_) < LEAST_JUDGED:
@@ -132,34 +148,41 @@ class ChosenTransfer(BaseEstimator):
         bare = not self.pool_.x.shape[1]
         return [name for name in self.methods if not (bare and name in NEED_FEATURES)]
 
-    def _choose(self) -> str:
-        """The favourite, unless another one's error is clearly less; of those the least.
-
-        Clearly: by a paired t-test of the errors on samples left out, at CHANCE over all the rivals
-        together (Bonferroni).
+    def _weigh(self) -> dict[str, float]:
+        """Least squares with TRUST samples more, whose error is the spread of the favourite's own
+        and grows with what is taken from it. Weights below LEAST_WEIGHT are left out.
         """
-        first = FAVOURITE if FAVOURITE in self.errors_ else RAW
-        own = self.errors_[first].error
-        chance = CHANCE / max(len(self.errors_) - 1, 1)
-        better = [name for name, e in self.errors_.items() if _less(e.error, own, chance)]
-        return min(better, key=lambda m: float(self.errors_[m].error.mean()), default=first)
+        names = list(self.errors_)
+        favourite = FAVOURITE if FAVOURITE in names else RAW
+        errors = np.stack([np.log(e.predicted_ms / self.y_ms_) for e in self.errors_.values()], 1)
+        # By the median: one disturbed sample must not decide how sure the favourite is.
+        spread = max(1.4826 * float(np.median(self.errors_[favourite].error)), 1e-9)
+        own = np.array([name == favourite for name in names], dtype=np.float64)
+        pull = np.sqrt(TRUST) * spread
+        sum_to_one = 1e3 * max(float(np.abs(errors).max()), spread)
+        design = np.vstack(
+            [errors, pull * np.eye(len(names)), np.full((1, len(names)), sum_to_one)]
+        )
+        weights, _ = nnls(design, np.concatenate([np.zeros(len(errors)), pull * own, [sum_to_one]]))
+        weights[weights < LEAST_WEIGHT * weights.sum()] = 0
+        shares = (weights / weights.sum()).tolist()
+        return {name: share for name, share in zip(names, shares, strict=True) if share}
+
+    def _weighted(self, ms_by_method: Mapping[str, FloatArray]) -> FloatArray:
+        """The weighted geometric mean."""
+        logs = (weight * np.log(ms_by_method[name]) for name, weight in self.weights_.items())
+        return np.asarray(np.exp(sum(logs)))
 
     def _reason(self) -> str:
-        n, raw = len(self.rows_), self.errors_[RAW]
+        n = len(self.rows_)
         if n < LEAST_JUDGED:
-            return f"raw proxy: {n} samples cannot judge anything else"
-        said = f"error on samples left out {self.errors_[self.method_].error.mean():.1%}"
-        if self.method_ == RAW:
-            others = {name: e.error.mean() for name, e in self.errors_.items() if name != RAW}
-            if not others:
-                return f"raw proxy: {said}"
-            best = min(others, key=lambda name: float(others[name]))
-            return f"raw proxy as it is: {said}, {best} {others[best]:.1%}"
-        return f"{self.method_}: {said}, raw proxy {raw.error.mean():.1%}"
+            return f"{RAW}: {n} samples cannot judge anything else"
+        alone = {name: float(e.error.mean()) for name, e in self.errors_.items()}
+        said = ", ".join(f"{name} {error:.1%}" for name, error in alone.items())
+        return (
+            f"{self.method_}: error on samples left out {self.left_out_.error.mean():.1%} ({said})"
+        )
 
 
-def _less(error: FloatArray, other: FloatArray, chance: float) -> bool:
-    """Whether the mean is less, but for this chance. error, other: (n,), n ≥ 2, paired."""
-    apart = other - error
-    n = len(apart)
-    return bool(apart.mean() > student.ppf(1 - chance, n - 1) * apart.std(ddof=1) / np.sqrt(n))
+def _left_out(predicted_ms: FloatArray, y_ms: FloatArray) -> LeftOut:
+    return LeftOut(predicted_ms, np.abs(np.log(predicted_ms / y_ms)))

@@ -84,15 +84,17 @@ def test_the_choice_is_judged_on_samples_left_out_and_says_why():
     rows = np.arange(12)
     chosen = ChosenTransfer().fit(pool, rows, ms[rows])
     assert set(chosen.errors_) == set(METHODS)
-    assert chosen.method_ in METHODS
-    assert chosen.method_ in chosen.decision_
+    assert sum(chosen.weights_.values()) == pytest.approx(1)
+    assert set(chosen.weights_) <= set(METHODS)
+    assert all(name in chosen.method_ for name in chosen.weights_)
+    assert chosen.decision_.startswith(chosen.method_)
     assert "raw proxy" in chosen.decision_
     raw = METHODS[RAW]().fit(pool, rows[1:], ms[rows[1:]])
     assert chosen.errors_[RAW].predicted_ms[0] == pytest.approx(raw.predict(rows[:1])[0])
     assert chosen.correlation_.n == 12
 
 
-def test_a_way_that_is_clearly_better_than_the_favourite_is_taken():
+def test_a_way_that_is_clearly_better_than_the_favourite_gets_most_weight():
     rng = np.random.default_rng(0)
     # Linear in the features' logarithms, which of all ways only the ridge on features looks at.
     x = np.exp(rng.uniform(-3, 3, (N, 3)))
@@ -102,7 +104,25 @@ def test_a_way_that_is_clearly_better_than_the_favourite_is_taken():
     chosen = ChosenTransfer().fit(alone, rows, ms[rows])
     errors = {name: left_out.error.mean() for name, left_out in chosen.errors_.items()}
     assert errors["ridge on features"] < 0.5 * errors[FAVOURITE]
-    assert chosen.method_ == "ridge on features"
+    assert chosen.weights_["ridge on features"] > 0.7
+    assert chosen.left_out_.error.mean() < 0.7 * errors[FAVOURITE]
+
+
+def test_the_favourite_is_trusted_until_samples_say_otherwise():
+    pool, ms = fleet(noise=0.05)
+    rows = np.random.default_rng(0).permutation(N)[:5]
+    assert ChosenTransfer().fit(pool, rows, ms[rows]).weights_[FAVOURITE] > 0.5
+
+
+def test_what_is_predicted_is_the_weighted_mean_of_the_ways():
+    pool, ms = fleet()
+    rows = np.arange(12)
+    chosen = ChosenTransfer().fit(pool, rows, ms[rows])
+    parts = [
+        weight * np.log(METHODS[name]().fit(pool, rows, ms[rows]).predict(np.arange(N)))
+        for name, weight in chosen.weights_.items()
+    ]
+    assert chosen.predict(np.arange(N))[0] == pytest.approx(np.exp(np.sum(parts, axis=0)))
 
 
 @pytest.mark.parametrize("n", [10, 40])
