@@ -42,6 +42,8 @@ SEEDS = 4
 OFFERED = 1000
 """Shapes that probes are chosen from in each draw, drawn by its seed."""
 LEAST_JUDGED = 20
+FRESH = 20261121
+"""Of the draws judged here: methods and rules were compared on others, of the same boards."""
 
 RANDOM, ACTIVE = "random", "chosen for information"
 CHOSEN = "chosen"
@@ -76,7 +78,7 @@ def fleet_rows(fleet: Fleet, sizes: Sequence[int], seeds: int) -> list[Row]:
 
 def _draw(pool: Pool, ms: FloatArray, n: int, probes: str, seed: int) -> list[Row]:
     """Measure n shapes; judge each method on all the others."""
-    order = np.random.default_rng([seed, n, 1]).permutation(len(pool))
+    order = np.random.default_rng([FRESH, seed, n]).permutation(len(pool))
     rows = order[:n]
     if probes == ACTIVE:
         offered = order[:OFFERED]
