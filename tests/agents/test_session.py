@@ -326,9 +326,8 @@ def test_an_installed_artifact_runs_from_its_folder(agent, stub, records_of):
         "out.f32", (1, 4), (1, 4), files, 1e-4, 0.0, 0.9, (), *["0" * 64] * 4, 0, (),
     )  # fmt: skip
     artifact_id = agent.push(canonical_json(manifest))
-    assert agent.run("install", artifact_id, "net").lines == [
-        {"installed": artifact_id, "previous": None}
-    ]
+    (installed,) = agent.run("install", artifact_id, "net").lines
+    assert (installed["installed"], installed["previous"]) == (artifact_id, None)
     for entry in files:
         (agent.home / "blobs" / entry.sha256).unlink()
     check = GoldenCheck(files[1].sha256, files[2].sha256, 1e-4)

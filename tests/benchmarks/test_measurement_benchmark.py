@@ -136,8 +136,8 @@ class OneBoard:
 def test_pairs_stay_together_in_random_order_and_only_the_planted_side_is_slower():
     board, model = OneBoard(), ModelFile("net", Path("net.onnx"), "0" * 64)
     found = measurement_comparisons.measured(board, "b", model, name="x", planted=True, pairs=12)
-    assert found.a_ns == [(FULL_KHZ,)] * 12
-    assert found.b_ns == [(SLOW_KHZ,)] * 12
+    assert found.a_ns == ((FULL_KHZ,),) * 12
+    assert found.b_ns == ((SLOW_KHZ,),) * 12
     assert [spec.repeat // 2 for spec in board.specs] == [n // 2 for n in range(24)]
     first = [spec.condition.freq_khz for spec in board.specs[::2]]
     assert set(first) == {FULL_KHZ, SLOW_KHZ}
@@ -147,7 +147,16 @@ def test_pairs_stay_together_in_random_order_and_only_the_planted_side_is_slower
 def test_the_two_sides_of_an_a_a_comparison_ask_for_the_same():
     board, model = OneBoard(), ModelFile("net", Path("net.onnx"), "0" * 64)
     measurement_comparisons.measured(board, "b", model, name="x", planted=False, pairs=3)
-    assert {replace(spec, repeat=0) for spec in board.specs} == {replace(board.specs[0], repeat=0)}
+    first = board.specs[:6]
+    assert {replace(spec, repeat=0) for spec in first} == {replace(first[0], repeat=0)}
+
+
+def test_as_many_pairs_are_added_as_the_answer_asks_for_and_then_no_more():
+    """Three pairs can show nothing at 1 %: eight are the fewest, and equal ones settle it."""
+    board, model = OneBoard(), ModelFile("net", Path("net.onnx"), "0" * 64)
+    found = measurement_comparisons.measured(board, "b", model, name="x", planted=False, pairs=3)
+    assert len(found.a_ns) == len(found.b_ns) == 8
+    assert [spec.campaign_id for spec in board.specs] == ["x"] * 6 + ["x-more-1"] * 10
 
 
 @pytest.mark.parametrize(
