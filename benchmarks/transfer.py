@@ -38,11 +38,11 @@ from harness.errors import HarnessError
 
 DATA = Path("../shared/data/oneproxy")
 SIZES = (10, 20, 50, 100)
-SEEDS = 4
+SEEDS = 8
 OFFERED = 1000
 """Shapes that probes are chosen from in each draw, drawn by its seed."""
 LEAST_JUDGED = 20
-FRESH = 20261121
+FRESH = 20261122
 """Of the draws judged here: methods and rules were compared on others, of the same boards."""
 
 RANDOM, ACTIVE = "random", "chosen for information"
@@ -143,7 +143,7 @@ def srcc_rows(fleet: Fleet, sizes: Sequence[int], seeds: int) -> list[Row]:
         held, width, invalid = [], [], []
         for (i, j), rho in true.items():
             for seed in range(seeds):
-                drawn = np.random.default_rng([seed, n, i, j]).permutation(len(fleet.ms))[:n]
+                drawn = np.random.default_rng([FRESH, seed, n, i, j]).permutation(len(fleet.ms))[:n]
                 said = rank_correlation(fleet.ms[drawn, i], fleet.ms[drawn, j], SRCC_COVERAGE)
                 held.append(said.lower <= rho <= said.upper)
                 width.append(said.upper - said.lower)

@@ -26,7 +26,7 @@ RAW = "raw proxy"
 FAVOURITE = "mixture"
 """It holds the others but the adapter as its limits and weighs them by the evidence, which ten
 samples allow and cross-validation among them hardly does."""
-TRUST = 5.0
+TRUST = 10.0
 """What the favourite is trusted beforehand, in samples: about as many as settle nothing yet."""
 LEAST_WEIGHT = 0.01
 """Less changes no order."""
@@ -149,19 +149,25 @@ class ChosenTransfer(BaseEstimator):
         return [name for name in self.methods if not (bare and name in NEED_FEATURES)]
 
     def _weigh(self) -> dict[str, float]:
-        """Least squares with TRUST samples more, whose error is the spread of the favourite's own
-        and grows with what is taken from it. Weights below LEAST_WEIGHT are left out.
+        """Least squares, robust (Huber), with TRUST samples more, whose error is the spread of the
+        favourite's own and grows with what is taken from it. Below LEAST_WEIGHT is left out.
         """
         names = list(self.errors_)
         favourite = FAVOURITE if FAVOURITE in names else RAW
         errors = np.stack([np.log(e.predicted_ms / self.y_ms_) for e in self.errors_.values()], 1)
-        # By the median: one disturbed sample must not decide how sure the favourite is.
-        spread = max(1.4826 * float(np.median(self.errors_[favourite].error)), 1e-9)
+        # A disturbed sample must decide neither the weights nor how sure the favourite is.
+        apart = self.errors_[favourite].error
+        spread = max(1.4826 * float(np.median(apart)), 1e-9)
+        trusted = np.sqrt(1.345 * spread / np.maximum(apart, 1.345 * spread))
         own = np.array([name == favourite for name in names], dtype=np.float64)
         pull = np.sqrt(TRUST) * spread
         sum_to_one = 1e3 * max(float(np.abs(errors).max()), spread)
         design = np.vstack(
-            [errors, pull * np.eye(len(names)), np.full((1, len(names)), sum_to_one)]
+            [
+                errors * trusted[:, None],
+                pull * np.eye(len(names)),
+                np.full((1, len(names)), sum_to_one),
+            ]
         )
         weights, _ = nnls(design, np.concatenate([np.zeros(len(errors)), pull * own, [sum_to_one]]))
         weights[weights < LEAST_WEIGHT * weights.sum()] = 0

@@ -104,7 +104,7 @@ def test_a_way_that_is_clearly_better_than_the_favourite_gets_most_weight():
     chosen = ChosenTransfer().fit(alone, rows, ms[rows])
     errors = {name: left_out.error.mean() for name, left_out in chosen.errors_.items()}
     assert errors["ridge on features"] < 0.5 * errors[FAVOURITE]
-    assert chosen.weights_["ridge on features"] > 0.7
+    assert chosen.weights_["ridge on features"] > 0.5
     assert chosen.left_out_.error.mean() < 0.7 * errors[FAVOURITE]
 
 
