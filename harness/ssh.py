@@ -167,7 +167,7 @@ class SshTransport:
                 raise EOFError
             channel = transport.open_session(timeout=self._deadlines.connect_s)
             # paramiko waits for the answer without an end: closing the channel is one.
-            timer = threading.Timer(self._deadlines.auth_s, channel.close)
+            timer = threading.Timer(self._deadlines.auth_s, _close, (channel,))
             timer.start()
             try:
                 channel.exec_command(shlex.join(argv))
@@ -265,7 +265,13 @@ class SshStream:
 
 def _expire(channel: paramiko.Channel, expired: threading.Event) -> None:
     expired.set()
-    channel.close()
+    _close(channel)
+
+
+def _close(channel: paramiko.Channel) -> None:
+    """From a timer's thread, where nobody would catch what a lost connection raises."""
+    with contextlib.suppress(EOFError, OSError, paramiko.SSHException):
+        channel.close()
 
 
 class _Drain:
