@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -171,7 +172,10 @@ def _unpack(name: str, wheel: Path, folder: Path) -> None:
                 place = _place(name, entry)
                 if place is not None:
                     _write(archive, entry, folder.joinpath(*place.parts))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    # RuntimeError, NotImplementedError: zipfile's for encrypted files and unknown compression.
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
+    ) as error:  # fmt: skip
         raise AgentError(f"{name} is no wheel ({error})", _AGAIN, exit_status=1) from None
 
 

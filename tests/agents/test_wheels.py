@@ -160,6 +160,17 @@ def test_a_blob_that_is_damaged_or_no_wheel_is_refused(home):
         wheels.provision(home, asked)
 
 
+def test_a_wheel_whose_compressed_bytes_make_no_sense_is_refused(home):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny.py", b"X = 1\n" * 500)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"tiny.py") + len("tiny.py")
+    data[at : at + 8] = b"\xff" * 8
+    with pytest.raises(AgentError, match="is no wheel"):
+        wheels.provision(home, plan(home, tiny=bytes(data)))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"python": "2.7"}, {"machine": "vax"}, {"wheels": 3}, {"wheels": {"../x.whl": "0" * 64}},
