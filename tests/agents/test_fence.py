@@ -99,7 +99,11 @@ def test_a_fence_whose_first_writing_was_cut_counts_as_new(tmp_path):
     with passed(home, Fence(LAB, 5)):
         pass
     (home.path / "fences" / LAB).write_bytes(b"000")
+    entered: list[int] = []
     with passed(home, Fence(LAB, 1)):
+        entered.append(1)
+    assert entered == [1]
+    with pytest.raises(AgentError), passed(home, Fence(LAB, 0)):
         pass
 
 

@@ -130,6 +130,7 @@ def test_what_is_written_to_cpufreq_is_honoured_or_put_back(
     until(lambda: output(client, f"cat {POLICY}/scaling_governor") == "userspace")
     output(client, f"echo performance > {POLICY}/scaling_governor")
     until(lambda: output(client, f"cat {POLICY}/cpuinfo_cur_freq") == "1500000")
+    assert output(client, f"cat {POLICY}/scaling_governor") == "performance"
 
 
 @needs_namespaces
