@@ -3,8 +3,8 @@
     python -m benchmarks.binaries --json OUT
 
 Three networks at 1 × 3 × 224 × 224, one thread, one CPU, each form in a process of its own, all of
-them in one interleaved loop; random weights, as latency does not depend on them. Then a trained
-ResNet on CIFAR-10 (--data, --weights) in int8: how often its class is the float32 network's.
+them in one interleaved loop; random weights, as latency does not depend on them. Then two trained
+ResNets on CIFAR-10 (--data, --weights) in int8: how often their class is the float32 network's.
 Some 10 minutes; --quick: MobileNetV2 and fewer pictures.
 """
 
@@ -37,7 +37,7 @@ from compiler.pruning.widths import PruneSpace, Widths
 from compiler.targets import BuiltModel, build_executable, build_onnx, build_tflite
 from device_agents.contract.artifacts import Target
 
-SHARED = Path("/work/shared/data")
+SHARED = Path("../shared/data")
 WORKER = Path(__file__).with_name("binaries_worker.py")
 HERE = Target("workstation", platform.machine(), "linux", "executable")
 SEED = 0
@@ -49,7 +49,8 @@ ROUNDS, QUICK_ROUNDS = 30, 8
 RUNS = 5
 STARTS, QUICK_STARTS = 7, 3
 
-TRAINED = "resnet20"
+TRAINED = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+"""Networks and their published weights; the bar is each one's."""
 PUBLISHED_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of the channels (akamaster/pytorch_resnet_cifar10, trainer.py)."""
 NORMS, CALIBRATION, PICTURES, QUICK_PICTURES = 2_000, 256, 10_000, 1_000
@@ -181,12 +182,14 @@ def bars_of(rows: Sequence[dict[str, Any]]) -> list[Bar]:
     ]
 
 
-def agreement(asked: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], Bar]:
+def agreement(
+    asked: argparse.Namespace, trained: str, path: Path, folder: Path
+) -> tuple[dict[str, Any], Bar]:
     """The int8 executable's classes beside the float32 network's, on pictures of the test part."""
     n = QUICK_PICTURES if asked.quick else PICTURES
     splits = load(asked.data, folder, SEED, None, n)
-    network = networks.build(TRAINED, SEED)
-    weights.load_into(network, asked.weights, TRAINED)
+    network = networks.build(trained, SEED)
+    weights.load_into(network, path, trained)
     # These pictures went through JPEG, the published network's did not.
     network = with_norms_of(network, as_published(splits.train_x, slice(NORMS)))
     samples = as_published(splits.val_x, slice(CALIBRATION))
@@ -202,14 +205,14 @@ def agreement(asked: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
     truth = np.asarray(splits.test_y)
     agreed = float(np.mean(int8_class == float_class))
     row = {
-        "network": f"{TRAINED}, trained on CIFAR-10",
+        "network": f"{trained}, trained on CIFAR-10",
         "pictures": len(truth),
         "agreement": agreed,
         "fp32_accuracy": float(np.mean(float_class == truth)),
         "int8_accuracy": float(np.mean(int8_class == truth)),
         "file_mib": built.files[0].path.stat().st_size / 2**20,
     }
-    return row, Bar(f"{TRAINED}: int8's class is float32's", agreed, ">=", AGREEMENT)
+    return row, Bar(f"{trained}: int8's class is float32's", agreed, ">=", AGREEMENT)
 
 
 def as_published(pictures: PictureSet, part: slice) -> Tensor:
@@ -222,9 +225,7 @@ def as_published(pictures: PictureSet, part: slice) -> Tensor:
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--data", type=Path, default=SHARED / "cifar10-jpg")
-    options.add_argument(
-        "--weights", type=Path, default=SHARED / "resnet-cifar10/resnet20-12fca82f.th"
-    )
+    options.add_argument("--weights", type=Path, default=SHARED / "resnet-cifar10", metavar="DIR")
     asked = options.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -236,12 +237,13 @@ def main() -> int:
         rows += found
         bars += bars_of(found)
         write("binaries", rows, bars, asked.json)
-    missing = absent(asked.data, asked.weights)
-    if missing:
-        print(f"int8 agreement is skipped: {missing}. Next: name them with --data and --weights")
-    else:
+    for trained, name in TRAINED.items():
+        path = asked.weights / name
+        if missing := absent(asked.data, path):
+            print(f"int8 agreement is skipped: {missing}. Next: name them, --data and --weights")
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            row, bar = agreement(asked, Path(folder))
+            row, bar = agreement(asked, trained, path, Path(folder))
         rows.append(row)
         bars.append(bar)
     return finish("binaries", rows, bars, asked.json)
