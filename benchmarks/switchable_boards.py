@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from benchmarks.prepared_board import PREPARED
 from benchmarks.switchable_training import SEED
 from device_agents.contract import MeasurementRecord
-from device_agents.privilege import HELPER, SUDOERS, SUDOERS_LINE, helper_source
 from fleetcut import verbs
 from fleetcut.console import Console
 from harness.campaign import load_campaign
@@ -38,17 +38,6 @@ TRIES = 3
 
 NO_HEAT = {"trip_mc": 150_000}
 """The arm64 board stays at the clock it is set to."""
-
-PREPARED = f"""
-set -e
-cat > {HELPER} <<'END-OF-HELPER'
-{helper_source().decode()}
-END-OF-HELPER
-chmod 0755 {HELPER}
-echo '{SUDOERS_LINE}' > {SUDOERS}
-chmod 0440 {SUDOERS}
-"""
-"""As docs/preparing-boards.md asks of a board."""
 
 
 @dataclass(frozen=True)

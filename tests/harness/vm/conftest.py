@@ -11,24 +11,13 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.prepared_board import PREPARED
 from device_agents.contract import MeasurementRecord
-from device_agents.privilege import HELPER, SUDOERS, SUDOERS_LINE, helper_source
 from fleetcut.cli import main
 from harness.store import Store
 from harness.virtual.errors import RackError
 from harness.virtual.vm.image import Image, build_image, cached_image, missing_to_build
 from harness.virtual.vm.machine import Vm, VmSpec, missing_to_run
-
-_PREPARE = f"""
-set -e
-cat > {HELPER} <<'END-OF-HELPER'
-{helper_source().decode()}
-END-OF-HELPER
-chmod 0755 {HELPER}
-echo '{SUDOERS_LINE}' > {SUDOERS}
-chmod 0440 {SUDOERS}
-"""
-"""As docs/preparing-boards.md asks of a board: the helper, and one line of sudoers."""
 
 Boot = Callable[[VmSpec], Vm]
 Measure = Callable[..., list[MeasurementRecord]]
@@ -36,7 +25,7 @@ Measure = Callable[..., list[MeasurementRecord]]
 
 @pytest.fixture(scope="session")
 def prepared() -> str:
-    return _PREPARE
+    return PREPARED
 
 
 @pytest.fixture(scope="session")
