@@ -254,7 +254,9 @@ def test_a_clock_that_falls_is_measured_again(run):
     hiccup = run(FakeRunner(), clocks=(1_000_000, 1_000_000, 800_000, 700_000, 990_000))
     assert hiccup.states[-1].effective_freq_khz == 990_000
     assert hiccup.verdict.valid
-    fallen = run(FakeRunner(), clocks=(1_000_000, 1_000_000, 800_000, 810_000))
+    slower_at_the_end = FakeRunner(lambda i: 1000 if i < 1 + 13 + 20 else 1250)
+    spec = replace(SPEC, stopping=StoppingRule(samples_max=30))
+    fallen = run(slower_at_the_end, spec, clocks=(1_000_000, 1_000_000, 800_000, 810_000))
     assert fallen.verdict.reasons == (Reason.CLOCK_DRIFTED,)
 
 
