@@ -50,7 +50,12 @@ def feed(loaded: Any) -> dict[str, Any]:
 def loop_ns(model: Path, warmups: int, values: int) -> list[int]:
     """Latencies of a tight loop around ``InferenceSession.run``."""
     loaded = session(model)
-    inputs, run, clock_ns = feed(loaded), loaded.run, time.perf_counter_ns
+    return timed_ns(loaded, feed(loaded), warmups, values)
+
+
+def timed_ns(loaded: Any, inputs: dict[str, Any], warmups: int, values: int) -> list[int]:
+    """The same around a session that is there."""
+    run, clock_ns = loaded.run, time.perf_counter_ns
     for _ in range(warmups):
         run(None, inputs)
     latency_ns = []

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.targets.toolchains import COMMAND, TRIPLETS, MissingToolError, find, install
+from compiler.targets.toolchains import (
+    COMMAND,
+    RUNTIMES,
+    TRIPLETS,
+    MissingToolError,
+    find,
+    install,
+)
 from fleetcut.console import Console
 from fleetcut.verbs import CHECK_FAILED, DONE
 
@@ -35,7 +42,8 @@ def _state(console: Console, machine: str, *, get: bool) -> tuple[str, str]:
         if get:
             with console.steps(f"toolchain for {machine}"):
                 install(machine)
-        found = find(machine)
-        return f"{found.cxx} {found.version()}, {found.runtime}", ""
+        found = [find(machine, runtime) for runtime in RUNTIMES.get(machine, (None,))]
+        folders = ", ".join(str(toolchain.runtime) for toolchain in found)
+        return f"{found[0].cxx} {found[0].version()}, {folders}", ""
     except MissingToolError as missing:
         return missing.fact, missing.next_step

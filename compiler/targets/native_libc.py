@@ -24,7 +24,11 @@ LIBRARY = "libc.so.6"
 EMPTY = ("libdl.so.2", "libpthread.so.0")
 """Parts of libc.so.6 since 2.34, that older boards must be told to load."""
 
-LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
+LOADERS = {
+    "x86_64": "ld-linux-x86-64.so.2",
+    "aarch64": "ld-linux-aarch64.so.1",
+    "armv7l": "ld-linux-armhf.so.3",
+}
 
 DEFINED = ("--defined-only", "--extern-only")
 UNDEFINED = ("--undefined-only",)
@@ -61,6 +65,13 @@ def glibc_floor(toolchain: Toolchain, objects: list[Path]) -> Version:
             if match := _FLOOR.search(line):
                 found.add(_version(match[1]))
     return max(found)
+
+
+def newest_versions(toolchain: Toolchain, floor: Version) -> dict[str, Version]:
+    """Of every name of the C library the newest version up to the floor."""
+    libraries = (LOADERS[toolchain.machine], LIBRARY, MATH)
+    found = (_versions(toolchain, library, floor) for library in libraries)
+    return {name: version for names in found for name, (version, _) in names.items()}
 
 
 def symbols(toolchain: Toolchain, path: Path, options: tuple[str, ...]) -> set[str]:

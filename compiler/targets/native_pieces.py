@@ -46,7 +46,7 @@ DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "
 """What executorch-config.cmake (EXECUTORCH_COMPILE_DEFINITIONS) asks of its users."""
 
 LIBGCC = ("libgcc_eh.a", "libgcc.a")
-JUMPS = {"x86_64": "jmp", "aarch64": "b"}
+JUMPS = {"x86_64": "jmp", "aarch64": "b", "armv7l": "b"}
 SOURCES = ("native_runner.cc", "native_cxx.c", "native_program.h")
 COMPILE_TIMEOUT_S = 1800
 
@@ -56,7 +56,10 @@ COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frand
 
 @dataclass(frozen=True)
 class Pieces:
-    """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried."""
+    """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried.
+
+    packages: distributions that made the program, and that int8 takes besides.
+    """
 
     toolchain: Toolchain
     folder: Path
@@ -159,7 +162,7 @@ def _link_cxx(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
     asked_of_gcc = asked - symbols(toolchain, cxx, DEFINED)
     asked -= asked_of_gcc
     (folder / "asked.txt").write_text("".join(f"-u {name}\n" for name in sorted(asked)), "utf-8")
-    _open_libgcc(toolchain, folder, asked_of_gcc)
+    open_libgcc(toolchain, folder, asked_of_gcc)
     run([toolchain.cxx, "-x", "c", *COMMON, "-c", "native_cxx.c", "-o", "cxx.o"], folder)
     run(
         [
@@ -170,7 +173,7 @@ def _link_cxx(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
     )
 
 
-def _open_libgcc(toolchain: Toolchain, folder: Path, asked: set[str]) -> None:
+def open_libgcc(toolchain: Toolchain, folder: Path, asked: set[str]) -> None:
     """Copies of libgcc's archives, whose functions are hidden, and doors.s with a door to each.
 
     A door only jumps: a call would put a frame of its own below the one that is to be unwound.

@@ -19,17 +19,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import CompilerError
+from compiler.targets import xnnpack_packages
 
 COMMAND = "fleetcut toolchains --install"
 
-TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-"""Machines that ExecuTorch publishes its C++ runtime for → GNU's names of them."""
+TRIPLETS = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "armv7l": "arm-linux-gnueabihf",
+}
+"""Machines that there are programs for → GNU's names of them."""
 
-PACKAGES = {"x86_64": "g++-x86-64-linux-gnu", "aarch64": "g++-aarch64-linux-gnu"}
+PACKAGES = {
+    "x86_64": "g++-x86-64-linux-gnu",
+    "aarch64": "g++-aarch64-linux-gnu",
+    "armv7l": "g++-arm-linux-gnueabihf",
+}
 """Debian's cross compilers; for this machine itself it is g++."""
 
 WHEEL_PLATFORM = "manylinux_2_28_{machine}"
 RUNTIME = "executorch"
+XNNPACK = "xnnpack"
+
+RUNTIMES = {"x86_64": (RUNTIME, XNNPACK), "aarch64": (RUNTIME, XNNPACK), "armv7l": (XNNPACK,)}
+"""What a machine's programs run on, the first by default: ExecuTorch publishes none for armv7."""
 INSTALL_TIMEOUT_S = 900
 SAID_CHARS = 800
 
@@ -48,7 +61,7 @@ class Toolchain:
     """What links a program for one machine.
 
     cxx: g++, which compiles C and assembly too. nm, objcopy: list and rename symbols. runtime: the
-    ``executorch`` package of that machine, with lib/ and include/.
+    folder with lib/ and include/ of ExecuTorch or XNNPACK of that machine.
     """
 
     machine: str
@@ -69,14 +82,13 @@ class Toolchain:
         return path.resolve()
 
 
-def find(machine: str) -> Toolchain:
-    """The toolchain for ``machine``. MissingToolError for the first thing missing."""
-    if platform.system() != "Linux" or machine not in TRIPLETS:
-        raise MissingToolError(
-            f"no toolchain for executables on {machine!r}: there are some on Linux, for "
-            + " and ".join(sorted(TRIPLETS)),
-            "deploy the onnx or tflite artifact to such boards",
-        )
+def find(machine: str, runtime: str | None = None) -> Toolchain:
+    """The toolchain for ``machine``, with the runtime that is asked for, or its first.
+
+    MissingToolError for the first thing missing.
+    """
+    _require_known(machine)
+    runtime = runtime or RUNTIMES[machine][0]
     prefix = "" if machine == platform.machine() else f"{TRIPLETS[machine]}-"
     tools = {tool: shutil.which(prefix + tool) for tool in ("g++", "nm", "objcopy")}
     for tool, path in tools.items():
@@ -85,40 +97,44 @@ def find(machine: str) -> Toolchain:
                 f"{prefix}{tool} is not on PATH",
                 f"{COMMAND} (Debian: apt-get install {_package(machine)})",
             )
-    runtime = runtime_folder(machine)
-    if not (runtime / "lib").is_dir():
-        raise MissingToolError(
-            f"ExecuTorch {_runtime_version()} for {machine} is not in {runtime.parent}", COMMAND
-        )
-    return Toolchain(machine, str(tools["g++"]), str(tools["nm"]), str(tools["objcopy"]), runtime)
+    folder = runtime_folder(machine, runtime)
+    if not (folder / "lib").is_dir():
+        raise MissingToolError(f"{_title(runtime)} for {machine} is not in {folder.parent}", COMMAND)
+    return Toolchain(machine, str(tools["g++"]), str(tools["nm"]), str(tools["objcopy"]), folder)
 
 
 def install(machine: str) -> tuple[str, ...]:
-    """Gets what ``find`` misses; what was done, a line each.
+    """Gets what ``find`` misses for any runtime of a machine; what was done, a line each.
 
-    The compiler comes from Debian's packages and needs root; the runtime is the wheel that pip's
-    registry has. Raises MissingToolError with what was tried and could not be done.
+    The compiler comes from Debian's packages and needs root; ExecuTorch is the wheel that pip's
+    registry has, XNNPACK is taken out of Debian's packages. What is linked for another machine is
+    tried on this one, so this one's XNNPACK comes with it. Raises MissingToolError with what was
+    tried and could not be done.
     """
+    _require_known(machine)
     done = []
-    runtime = runtime_folder(machine) if machine in TRIPLETS else None
-    if runtime is not None and not (runtime / "lib").is_dir():
-        _fetch_runtime(machine, runtime)
-        done.append(f"ExecuTorch {_runtime_version()} for {machine} → {runtime.parent}")
+    wanted = [(machine, runtime) for runtime in RUNTIMES[machine]]
+    for owner, runtime in dict.fromkeys((*wanted, (platform.machine(), XNNPACK))):
+        folder = runtime_folder(owner, runtime)
+        if not (folder / "lib").is_dir():
+            fetch = _fetch_xnnpack if runtime == XNNPACK else _fetch_runtime
+            fetch(owner, folder)
+            done.append(f"{_title(runtime)} for {owner} → {folder.parent}")
     try:
         find(machine)
     except MissingToolError:
-        if machine not in TRIPLETS:
-            raise
         _install_package(_package(machine))
         done.append(f"Debian package {_package(machine)}")
         find(machine)
     return tuple(done)
 
 
-def runtime_folder(machine: str) -> Path:
-    """Where the ``executorch`` package of a machine lies: this one's is installed, not imported
-    (3 s); another's is in the cache.
+def runtime_folder(machine: str, runtime: str = RUNTIME) -> Path:
+    """Where a machine's runtime lies: in the cache, but this one's ``executorch`` package, which is
+    installed; it is found without an import (3 s).
     """
+    if runtime == XNNPACK:
+        return cache_folder() / f"{XNNPACK}-{xnnpack_packages.VERSION}-{machine}"
     if machine != platform.machine():
         return cache_folder() / f"{RUNTIME}-{_runtime_version()}-{machine}" / RUNTIME
     spec = importlib.util.find_spec(RUNTIME)
@@ -131,6 +147,22 @@ def cache_folder() -> Path:
     """fleetcut/toolchains below XDG_CACHE_HOME, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fleetcut" / "toolchains"
+
+
+def _require_known(machine: str) -> None:
+    if platform.system() != "Linux" or machine not in TRIPLETS:
+        *first, last = sorted(TRIPLETS)
+        raise MissingToolError(
+            f"no toolchain for executables on {machine!r}: there are some on Linux, for "
+            f"{', '.join(first)} and {last}",
+            "deploy the onnx or tflite artifact to such boards",
+        )
+
+
+def _title(runtime: str) -> str:
+    if runtime == XNNPACK:
+        return f"Debian's XNNPACK {xnnpack_packages.VERSION}"
+    return f"ExecuTorch {_runtime_version()}"
 
 
 def _runtime_version() -> str:
@@ -170,6 +202,17 @@ def _fetch_runtime(machine: str, runtime: Path) -> None:
             )
         if not folder.exists():
             unpacked.rename(folder)
+
+
+def _fetch_xnnpack(machine: str, folder: Path) -> None:
+    try:
+        xnnpack_packages.fetch(machine, TRIPLETS[machine], folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip()[-SAID_CHARS:]
+        raise MissingToolError(
+            f"fetching Debian's XNNPACK for {machine} failed: {said}",
+            f"on Debian 12, let apt reach its archive, then {COMMAND}",
+        ) from error
 
 
 def _install_package(package: str) -> None:

@@ -86,19 +86,35 @@ def comparisons(n: int, slower: float, noise: float = 0.005) -> list[Comparison]
     ]
 
 
+def ways(fleetcut: int, pyperf: int, loop: int, probe: tuple[int, ...] = (100,) * 4):
+    timed = {"fleetcut": [fleetcut] * 20, "pyperf": [pyperf] * 20, "loop": [loop] * 20}
+    return {"net": {**timed, "probe": list(probe)}}
+
+
 def test_ratios_are_medians_over_rounds_so_that_one_disturbed_round_decides_nothing():
-    calm = {"net": {"fleetcut": [101] * 20, "pyperf": [100] * 20, "loop": [102] * 20}}
-    disturbed = {"net": {"fleetcut": [160] * 20, "pyperf": [100] * 20, "loop": [102] * 20}}
-    (row,) = p50_rows([calm, disturbed, calm])
+    steady, disturbed = ways(101, 100, 102), ways(160, 100, 102)
+    (row,) = p50_rows([steady, disturbed, steady])
     assert row["over_pyperf"] == pytest.approx(1.01)
     assert row["p10_over_loop"] == pytest.approx(101 / 102)
     assert row["over_pyperf_interval"] is None  # three pairs can exclude nothing
     assert [bar.holds for bar in p50_bars([row])] == [True, True]
 
 
+def test_rounds_in_which_the_host_changed_are_left_out_and_told():
+    changed = ways(135, 100, 102, probe=(100, 135, 100, 100))
+    (row,) = p50_rows([changed, ways(101, 100, 102), changed])
+    assert (row["rounds"], row["calm"]) == (3, 1)
+    assert row["over_pyperf"] == pytest.approx(1.01)
+    assert row["over_pyperf_all"] == pytest.approx(1.35)
+
+
+def test_a_host_that_is_never_calm_proves_nothing():
+    changed = ways(100, 100, 100, probe=(100, 135, 100, 100))
+    assert [bar.holds for bar in p50_bars(p50_rows([changed]))] == [False, False]
+
+
 def test_a_p50_that_is_off_by_more_than_two_per_cent_breaks_its_bar_in_either_direction():
-    ways = {"fleetcut": [100] * 20, "pyperf": [97] * 20, "loop": [103] * 20}
-    assert [bar.holds for bar in p50_bars(p50_rows([{"net": ways}]))] == [False, False]
+    assert [bar.holds for bar in p50_bars(p50_rows([ways(100, 97, 103)]))] == [False, False]
 
 
 @pytest.mark.parametrize("rule", RULES)
