@@ -62,7 +62,7 @@ class Probe:
 
 @contextlib.contextmanager
 def on_one_cpu() -> Iterator[None]:
-    """Binds this process and those it starts: a probe then tells of the CPU that the ways are on."""
+    """Binds this process and those it starts: a probe tells of the CPU that the ways are on."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
