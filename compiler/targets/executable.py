@@ -2,12 +2,12 @@
 
 Input: a network in eval mode, one example (1, C, H, W), and samples for int8. Output: BuiltModel
 around ``model``, an ELF for this workstation's machine or another that runs native_runner.cc.
+Machines that ExecuTorch does not know get Debian's XNNPACK, which xnnpack_runner.c runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 import platform
 import shutil
@@ -31,13 +31,15 @@ from compiler.targets.built import (
     raw_bytes,
     reference_output,
     require_calibration,
-    versions,
+    require_fp32,
 )
 from compiler.targets.native_libc import Version, glibc_floor
 from compiler.targets.native_lowering import lower
 from compiler.targets.native_pieces import COMMON, Pieces, link_against, pieces, run
 from compiler.targets.quiet import contained
-from compiler.targets.toolchains import MissingToolError, find
+from compiler.targets.toolchains import RUNTIME, RUNTIMES, XNNPACK, MissingToolError, find
+from compiler.targets.xnnpack_lowering import plan_of
+from compiler.targets.xnnpack_pieces import xnnpack_pieces
 from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
@@ -45,16 +47,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "model"
 SOURCES = ("native_launcher.c", "native_program.h", "embed.S")
-
-XNNPACK_NOTE = """\
-The libraries libexecutorch*.so in this program, as shipped in the executorch wheel, contain XNNPACK
-(BSD-3-Clause, https://github.com/google/XNNPACK), pthreadpool and cpuinfo (BSD-2-Clause,
-https://github.com/google/pthreadpool, https://github.com/pytorch/cpuinfo).
-"""
-GCC_NOTE = """\
-The library libfleetcut_cxx.so in this program contains parts of GCC's libstdc++ and libgcc
-(GPL-3.0 with the GCC Runtime Library Exception 3.1, https://www.gnu.org/licenses/gcc-exception-3.1.html).
-"""
 
 RUN_TIMEOUT_S = 600
 SAID_CHARS = 2000
@@ -85,13 +77,20 @@ def build_executable(
     old, a failing exporter, missing samples, or float32 that deviates by more than ATOL_FP32;
     ValueError for a network in training mode or an unfit example.
     """
-    here, there = (_pieces(target, machine) for machine in (platform.machine(), target.machine))
+    over_xnnpack = RUNTIMES.get(target.machine, (RUNTIME,))[0] == XNNPACK
+    if over_xnnpack:
+        require_fp32(target)
+    runtime = XNNPACK if over_xnnpack else RUNTIME
+    machines = (platform.machine(), target.machine)
+    here, there = (_pieces(target, machine, runtime) for machine in machines)
     _require_libc(target, there.floor)
     int8 = target.precision == "int8"
     samples = require_calibration(target, example, calibration) if int8 else None
     expected = reference_output(network, example)
-    with contained(target, "lowering to ExecuTorch"):
-        program, operators = lower(network, example, samples)
+    with contained(target, f"lowering to {'XNNPACK' if over_xnnpack else 'ExecuTorch'}"):
+        program, operators = (
+            (plan_of(network, example), ()) if over_xnnpack else lower(network, example, samples)
+        )
     content = _Content(program, operators, example.numpy(), expected, ATOL_FP32)
     found = _answers(target, here, content)(content.golden_input)
     max_abs_err = parity(target, expected, found, math.inf if int8 else ATOL_FP32)
@@ -113,7 +112,7 @@ def build_executable(
         atol=content.atol,
         max_abs_err=max_abs_err,
         tool_versions=_tool_versions(there, int8=int8),
-        licences=_licences(),
+        licences=there.licences(),
         answers=_answers(target, here, content) if int8 else None,
     )
 
@@ -154,10 +153,11 @@ def _answers(target: Target, here: Pieces, content: _Content) -> Callable[[Float
     return answers
 
 
-def _pieces(target: Target, machine: str) -> Pieces:
+def _pieces(target: Target, machine: str, runtime: str) -> Pieces:
     try:
         with _compiling(target):
-            return pieces(find(machine))
+            toolchain = find(machine, runtime)
+            return xnnpack_pieces(toolchain) if runtime == XNNPACK else pieces(toolchain)
     except MissingToolError as missing:
         raise TargetError(target, missing.fact, missing.next_step) from missing
 
@@ -174,7 +174,7 @@ def _compiling(target: Target) -> Iterator[None]:
         raise TargetError(
             target,
             f"{Path(command[0]).name} failed ({f'status {status}' if status else error}):\n{said}",
-            "check that it is GCC 9 or newer and matches the installed executorch",
+            "check that it is GCC 9 or newer and matches the runtime it links with",
         ) from error
 
 
@@ -227,7 +227,7 @@ def _facts(target: Target, linked: Pieces, content: _Content) -> dict[str, str]:
         "FLEETCUT_INPUT_SHAPE": ",".join(map(str, content.golden_input.shape)),
         "FLEETCUT_OUTPUT_SHAPE": ",".join(map(str, content.golden_output.shape)),
         "FLEETCUT_ATOL": repr(content.atol),
-        "FLEETCUT_EXECUTORCH_VERSION": f'"{importlib.metadata.version("executorch")}"',
+        "FLEETCUT_VERSION": f'"{linked.version()}"',
         "FLEETCUT_PRECISION": f'"{target.precision}"',
         "FLEETCUT_MACHINE": f'"{linked.toolchain.machine}"',
         "FLEETCUT_LIBC": f'"{_glibc(linked.floor)}"',
@@ -245,12 +245,5 @@ def _glibc(version: Version) -> str:
 
 
 def _tool_versions(linked: Pieces, *, int8: bool) -> tuple[tuple[str, str], ...]:
-    packages = versions("executorch", "torch", *(("torchao",) if int8 else ()))
     compiler = (Path(linked.toolchain.cxx).name, linked.toolchain.version())
-    return tuple(sorted((*packages, compiler)))
-
-
-def _licences() -> tuple[str, ...]:
-    text = importlib.metadata.distribution("executorch").read_text("licenses/LICENSE")
-    assert text is not None, "the executorch wheel carries its licence"
-    return (text, XNNPACK_NOTE, GCC_NOTE)
+    return tuple(sorted((*linked.tools(int8=int8), compiler)))

@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
       {output_sizes, sizeof output_sizes / sizeof *output_sizes},
       FLEETCUT_ATOL,
       FLEETCUT_THREADS,
-      FLEETCUT_EXECUTORCH_VERSION,
+      FLEETCUT_VERSION,
       FLEETCUT_PRECISION,
       FLEETCUT_MACHINE,
       FLEETCUT_LIBC,

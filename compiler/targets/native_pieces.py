@@ -7,6 +7,7 @@ which it loads them, and what its launcher is linked against.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler.targets.built import versions
 from compiler.targets.native_libc import (
     DEFINED,
     UNDEFINED,
@@ -45,6 +47,16 @@ RUNNER = "libfleetcut_runner.so"
 DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
 """What executorch-config.cmake (EXECUTORCH_COMPILE_DEFINITIONS) asks of its users."""
 
+XNNPACK_NOTE = """\
+The libraries libexecutorch*.so in this program, as shipped in the executorch wheel, contain XNNPACK
+(BSD-3-Clause, https://github.com/google/XNNPACK), pthreadpool and cpuinfo (BSD-2-Clause,
+https://github.com/google/pthreadpool, https://github.com/pytorch/cpuinfo).
+"""
+GCC_NOTE = """\
+The library libfleetcut_cxx.so in this program contains parts of GCC's libstdc++ and libgcc
+(GPL-3.0 with the GCC Runtime Library Exception 3.1, https://www.gnu.org/licenses/gcc-exception-3.1.html).
+"""
+
 LIBGCC = ("libgcc_eh.a", "libgcc.a")
 JUMPS = {"x86_64": "jmp", "aarch64": "b", "armv7l": "b"}
 SOURCES = ("native_runner.cc", "native_cxx.c", "native_program.h")
@@ -56,10 +68,7 @@ COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frand
 
 @dataclass(frozen=True)
 class Pieces:
-    """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried.
-
-    packages: distributions that made the program, and that int8 takes besides.
-    """
+    """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried."""
 
     toolchain: Toolchain
     folder: Path
@@ -77,6 +86,20 @@ class Pieces:
             theirs / BACKEND_LIBRARY,
             own / RUNNER,
         )
+
+    def version(self) -> str:
+        """Of the runtime inside."""
+        return importlib.metadata.version("executorch")
+
+    def tools(self, *, int8: bool) -> tuple[tuple[str, str], ...]:
+        """(tool, version) of what makes a program with these."""
+        return versions("executorch", "torch", *(("torchao",) if int8 else ()))
+
+    def licences(self) -> tuple[str, ...]:
+        """Texts that must travel with a program."""
+        text = importlib.metadata.distribution("executorch").read_text("licenses/LICENSE")
+        assert text is not None, "the executorch wheel carries its licence"
+        return (text, XNNPACK_NOTE, GCC_NOTE)
 
 
 def pieces(toolchain: Toolchain) -> Pieces:

@@ -17,11 +17,11 @@ typedef struct {
 } fleetcut_shape;
 
 typedef struct {
-  fleetcut_bytes model, golden_input, golden_output; /* .pte; raw little-endian float32 */
+  fleetcut_bytes model, golden_input, golden_output; /* .pte or plan; raw little-endian float32 */
   fleetcut_shape input_shape, output_shape;
   double atol; /* of the golden output, absolute */
   int threads; /* unless --threads says otherwise */
-  const char *version, *precision, *machine, *libc; /* of ExecuTorch; "fp32"; "aarch64"; "glibc 2.27" */
+  const char *version, *precision, *machine, *libc; /* of the runtime; "fp32"; "aarch64"; "glibc 2.27" */
 } fleetcut_program;
 
 #define FLEETCUT_ENTRY "fleetcut_main"
