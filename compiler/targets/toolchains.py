@@ -99,7 +99,9 @@ def find(machine: str, runtime: str | None = None) -> Toolchain:
             )
     folder = runtime_folder(machine, runtime)
     if not (folder / "lib").is_dir():
-        raise MissingToolError(f"{_title(runtime)} for {machine} is not in {folder.parent}", COMMAND)
+        raise MissingToolError(
+            f"{_title(runtime)} for {machine} is not in {folder.parent}", COMMAND
+        )
     return Toolchain(machine, str(tools["g++"]), str(tools["nm"]), str(tools["objcopy"]), folder)
 
 

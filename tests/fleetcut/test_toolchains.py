@@ -8,7 +8,14 @@ import platform
 import pytest
 
 from compiler.targets import toolchains
-from compiler.targets.toolchains import COMMAND, TRIPLETS, MissingToolError, find, install
+from compiler.targets.toolchains import (
+    COMMAND,
+    RUNTIMES,
+    TRIPLETS,
+    MissingToolError,
+    find,
+    install,
+)
 from fleetcut.cli import main
 
 OTHER = next(machine for machine in TRIPLETS if machine != platform.machine())
@@ -53,12 +60,13 @@ def test_a_compiler_is_not_installed_without_root_but_its_package_named(bare):
 def test_an_unknown_machine_is_refused(capsys):
     status, found = show(capsys, "--install", "riscv64")
     assert status == 1
-    assert "aarch64 and x86_64" in found["riscv64"]["fact"]
+    assert "aarch64, armv7l and x86_64" in found["riscv64"]["fact"]
 
 
 def test_what_is_complete_is_left_alone(capsys):
     try:
-        find(platform.machine())
+        for runtime in RUNTIMES[platform.machine()]:
+            find(platform.machine(), runtime)
     except MissingToolError as missing:
         pytest.skip(str(missing))
     assert install(platform.machine()) == ()
