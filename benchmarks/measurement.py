@@ -106,7 +106,7 @@ def telemetry(folder: Path, effort: Effort) -> Part:
 def comparisons(folder: Path, effort: Effort) -> Part:
     """A/A and A/B by turns, so that a machine that changes changes for both."""
     found = []
-    with Boards(folder / "nominal", RACK) as boards:
+    with on_one_cpu(), Boards(folder / "nominal", RACK) as boards:
         model = model_file(folder / "models", MODEL)
         for number in range(effort.comparisons):
             for planted in (False, True):

@@ -2,7 +2,8 @@
 # Debian packages that the full suite needs. As root on Debian they are installed; elsewhere this
 # says which are missing, and the tests that need them are skipped by name.
 set -euo pipefail
-packages=(openssh-server openssh-client g++ g++-aarch64-linux-gnu qemu-user sudo postgresql)
+packages=(openssh-server openssh-client g++ g++-aarch64-linux-gnu g++-arm-linux-gnueabihf
+  qemu-user sudo postgresql)
 # To build and boot the arm64 board (harness/virtual/vm). Only Debian 12 has the kernel for it.
 if grep -q '^VERSION_CODENAME=bookworm' /etc/os-release 2>/dev/null; then
   packages+=(qemu-system-arm mmdebstrap e2fsprogs cpio kmod make gcc-aarch64-linux-gnu)
