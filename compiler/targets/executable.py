@@ -53,7 +53,7 @@ SAID_CHARS = 2000
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """What one program holds inside. golden_output, atol: what its self-test compares with."""
 
     program: bytes
@@ -80,10 +80,7 @@ def build_executable(
     over_xnnpack = RUNTIMES.get(target.machine, (RUNTIME,))[0] == XNNPACK
     if over_xnnpack:
         require_fp32(target)
-    runtime = XNNPACK if over_xnnpack else RUNTIME
-    machines = (platform.machine(), target.machine)
-    here, there = (_pieces(target, machine, runtime) for machine in machines)
-    _require_libc(target, there.floor)
+    here, there = pieces_of(target, XNNPACK if over_xnnpack else RUNTIME)
     int8 = target.precision == "int8"
     samples = require_calibration(target, example, calibration) if int8 else None
     expected = reference_output(network, example)
@@ -91,29 +88,47 @@ def build_executable(
         program, operators = (
             (plan_of(network, example), ()) if over_xnnpack else lower(network, example, samples)
         )
-    content = _Content(program, operators, example.numpy(), expected, ATOL_FP32)
+    content = Content(program, operators, example.numpy(), expected, ATOL_FP32)
     found = _answers(target, here, content)(content.golden_input)
     max_abs_err = parity(target, expected, found, math.inf if int8 else ATOL_FP32)
-    if int8:
-        content = replace(content, golden_output=found, atol=int8_atol(found))
+    if not int8:
+        return ship(target, there, content, max_abs_err, out)
+    content = replace(content, golden_output=found, atol=int8_atol(found))
+    built = ship(target, there, content, max_abs_err, out)
+    return replace(built, answers=_answers(target, here, content))
+
+
+def pieces_of(target: Target, runtime: str) -> tuple[Pieces, Pieces]:
+    """Of this machine, where a program is tried, and of the target's.
+
+    Raises TargetError for a missing tool and for boards whose C library is too old.
+    """
+    here, there = (_pieces(target, name, runtime) for name in (platform.machine(), target.machine))
+    _require_libc(target, there.floor)
+    return here, there
+
+
+def ship(
+    target: Target, there: Pieces, content: Content, max_abs_err: float, out: Path
+) -> BuiltModel:
+    """Writes out/model. Raises TargetError when the linker fails."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / PROGRAM
-    floor = _link(target, there, content, path)
+    floor = link(target, there, content, path)
     return BuiltModel(
         kind="executable",
         target=replace(target, libc=_glibc(floor)),
         model_file=PROGRAM,
         files=(BuiltFile(PROGRAM, path, executable=True),),
         input_layout="NCHW",
-        input_shape=tuple(example.shape),
-        output_shape=expected.shape,
+        input_shape=content.golden_input.shape,
+        output_shape=content.golden_output.shape,
         golden_input=raw_bytes(content.golden_input),
         golden_output=raw_bytes(content.golden_output),
         atol=content.atol,
         max_abs_err=max_abs_err,
-        tool_versions=_tool_versions(there, int8=int8),
+        tool_versions=_tool_versions(there, int8=target.precision == "int8"),
         licences=there.licences(),
-        answers=_answers(target, here, content) if int8 else None,
     )
 
 
@@ -140,13 +155,13 @@ def run_executable(target: Target, program: Path, x: Floats) -> Floats:
     return np.frombuffer(done.stdout, "<f4").astype(np.float32)
 
 
-def _answers(target: Target, here: Pieces, content: _Content) -> Callable[[Floats], Floats]:
+def _answers(target: Target, here: Pieces, content: Content) -> Callable[[Floats], Floats]:
     """``BuiltModel.answers`` by a program of this machine, whatever machine it is shipped to."""
 
     def answers(x: Floats) -> Floats:
         with tempfile.TemporaryDirectory() as work:
             program = Path(work) / PROGRAM
-            _link(target, here, content, program)
+            link(target, here, content, program)
             found = run_executable(target, program, x)
         return found.reshape(len(x), *content.golden_output.shape[1:])
 
@@ -191,7 +206,7 @@ def _require_libc(target: Target, floor: Version) -> None:
         )
 
 
-def _link(target: Target, linked: Pieces, content: _Content, path: Path) -> Version:
+def link(target: Target, linked: Pieces, content: Content, path: Path) -> Version:
     """Writes the program to ``path``; the C library that it and all inside it needs."""
     libraries = linked.libraries(kernels=bool(content.operators))
     with tempfile.TemporaryDirectory() as work, _compiling(target):
@@ -219,7 +234,7 @@ def _link(target: Target, linked: Pieces, content: _Content, path: Path) -> Vers
         return max(linked.floor, glibc_floor(linked.toolchain, [path]))
 
 
-def _facts(target: Target, linked: Pieces, content: _Content) -> dict[str, str]:
+def _facts(target: Target, linked: Pieces, content: Content) -> dict[str, str]:
     """What native_launcher.c is told about its network."""
     libraries = linked.libraries(kernels=bool(content.operators))
     return {

@@ -78,6 +78,13 @@ class Emission:
         if self._is_picture_in_a_row(wanted.name):
             raise UnsupportedError("Flatten without a linear layer after it")
 
+    def weights_of(self, name: str, kernel: Floats) -> dict[str, int]:
+        """Fields of a kernel (outputs, inputs, height, width), which is made of that weight."""
+        return {"weights": self.plan.weights.add(kernel.transpose(0, 2, 3, 1))}
+
+    def bias_of(self, values: Floats) -> dict[str, int]:
+        return {"bias": self.plan.weights.add(values)}
+
     def shape(self, name: str) -> Shape:
         if name not in self.plan.shapes:
             raise UnsupportedError(f"an operator of the constant {name}")
@@ -152,8 +159,8 @@ def _convolution(e: Emission, node: Any, out: str, bounds: Bounds) -> None:
         out,
         (kernel.shape[0], *window.over(e.shape(node.input[0]))),
         groups=groups,
-        weights=e.plan.add_weights(kernel.transpose(0, 2, 3, 1)),
-        bias=e.plan.add_weights(bias),
+        **e.weights_of(node.input[1], kernel),
+        **e.bias_of(bias),
         **window.fields(),
         **_clamped(bounds),
     )
@@ -173,7 +180,7 @@ def _linear(e: Emission, node: Any, out: str, bounds: Bounds) -> None:
     matrix = matrix if said.get("transB") else matrix.T
     channels, height, width = e.plan.shapes[node.input[0]]
     # The network reads a flattened picture channel by channel; here its channels lie last.
-    weights = matrix.reshape(len(matrix), channels, height, width).transpose(0, 2, 3, 1)
+    kernel = matrix.reshape(len(matrix), channels, height, width)
     bias = rest[0] if rest else np.zeros(len(matrix), np.float32)
     e.rows.add(out)
     e.plan.add(
@@ -181,8 +188,8 @@ def _linear(e: Emission, node: Any, out: str, bounds: Bounds) -> None:
         [node.input[0]],
         out,
         (len(matrix), 1, 1),
-        weights=e.plan.add_weights(weights),
-        bias=e.plan.add_weights(bias),
+        **e.weights_of(node.input[1], kernel),
+        **e.bias_of(bias),
         kernel_height=height,
         kernel_width=width,
         **_clamped(bounds),

@@ -1,12 +1,15 @@
 /* Walks a plan: makes XNNPACK's operators of its records, and runs them one after the other.
    Input: the bytes that xnnpack_plan.py wrote. Output: answers to float32 tensors.
-   Weights are packed by XNNPACK while it makes an operator; the file's pages are then let go. */
+   Weights are packed by XNNPACK while it makes an operator; the file's pages are then let go.
+   Of a switchable network's plans only one is ready at a time: all share what memory they use. */
 #include "xnnpack_network.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { kAlignment = 64 };
+#include "xnnpack_packing.h"
+
+enum { kAlignment = 64, kGivenBack = 1 << 20, kKept = 10 << 20 };
 
 static const char *const kFaults[] = {
     [xnn_status_success] = NULL,
@@ -18,7 +21,7 @@ static const char *const kFaults[] = {
     [xnn_status_out_of_memory] = "out of memory",
 };
 
-static const char *fault_of(enum xnn_status status) {
+const char *fleetcut_fault_of(enum xnn_status status) {
   return (size_t)status < sizeof kFaults / sizeof *kFaults ? kFaults[status] : "XNNPACK failed";
 }
 
@@ -56,8 +59,8 @@ static enum xnn_status make_pool(const fleetcut_operator *o, xnn_operator_t *mad
       o->stride_width, channels, channels, channels, o->low, o->high, 0, made);
 }
 
-static enum xnn_status make(const fleetcut_operator *o, const float *weights,
-                            xnn_operator_t *made) {
+enum xnn_status fleetcut_make(const fleetcut_operator *o, const float *weights,
+                              xnn_operator_t *made) {
   const size_t channels = o->input.channels;
   switch (o->kind) {
     case kConvolution:
@@ -108,11 +111,14 @@ static enum xnn_status set_up_pad(const fleetcut_operator *o, xnn_operator_t mad
 }
 
 /* Tells an operator where its tensors lie. */
-static enum xnn_status set_up(const fleetcut_operator *o, xnn_operator_t made, float *arena,
-                              pthreadpool_t threads) {
+enum xnn_status fleetcut_set_up(const fleetcut_operator *o, xnn_operator_t made, float *arena,
+                                pthreadpool_t threads, int small) {
   const float *x = arena + o->input.at;
   float *y = arena + o->output.at;
-  const size_t count = positions(&o->input), height = o->input.height, width = o->input.width;
+  const size_t count = positions(&o->input);
+  const size_t width = small ? o->dilation_width * (o->kernel_width - 1) + 1 : o->input.width;
+  size_t height = small ? o->dilation_height * (o->kernel_height - 1) + 1 : o->input.height;
+  if (small && height == o->input.height && width == o->input.width) ++height;
   switch (o->kind) {
     case kConvolution:
       return xnn_setup_convolution2d_nhwc_f32(made, 1, height, width, x, y, threads);
@@ -151,49 +157,122 @@ static void hard_sigmoid(const fleetcut_operator *o, float *arena) {
   }
 }
 
-/* Bytes of the weights of an operator, which are packed and not needed in the file any more. */
-static fleetcut_bytes packed_from(const fleetcut_operator *o, const float *weights) {
-  const size_t taps = (size_t)o->kernel_height * o->kernel_width;
-  const size_t count = taps * (o->input.channels / o->groups) * o->output.channels;
-  return (fleetcut_bytes){(const unsigned char *)(weights + o->weights),
-                          (const unsigned char *)(weights + o->weights + count)};
+/* The file's pages that hold the weights of an operator. */
+static fleetcut_bytes weights_of(const fleetcut_operator *o, const float *weights) {
+  const size_t outputs = (o->output.channels + kBlock - 1) / kBlock * kBlock;
+  const size_t inputs = o->shared != 0 ? o->shared : o->input.channels / o->groups;
+  const size_t rows = o->shared != 0 ? outputs : o->output.channels;
+  const float *const start = weights + o->weights;
+  return (fleetcut_bytes){(const unsigned char *)start,
+                          (const unsigned char *)(start + fleetcut_taps(o) * inputs * rows)};
 }
 
-static const char *check(fleetcut_bytes bytes, const fleetcut_plan *plan) {
+static const char *open_plan(fleetcut_graph *graph, fleetcut_bytes bytes) {
+  const fleetcut_plan *plan = (const fleetcut_plan *)(const void *)bytes.start;
   const size_t size = (size_t)(bytes.end - bytes.start);
   if (size < sizeof *plan || plan->magic != FLEETCUT_PLAN_MAGIC) return "this is no plan";
   const uint64_t table = sizeof *plan + (uint64_t)plan->operators * sizeof(fleetcut_operator);
   const uint64_t end = plan->weights + (uint64_t)plan->weights_count * sizeof(float);
-  return table > plan->weights || end > size ? "the plan is cut short" : NULL;
+  if (table > plan->weights || end > size) return "the plan is cut short";
+  *graph = (fleetcut_graph){
+      .plan = plan,
+      .table = (const fleetcut_operator *)(const void *)(plan + 1),
+      .weights = (const float *)(const void *)(bytes.start + plan->weights),
+      .operators = calloc(plan->operators + 1, sizeof *graph->operators),
+      .packed = calloc(plan->operators + 1, sizeof *graph->packed),
+  };
+  return graph->operators == NULL || graph->packed == NULL ? "out of memory" : NULL;
+}
+
+const char *fleetcut_open(fleetcut_network *network, fleetcut_bytes bytes) {
+  const fleetcut_switchable *head = (const fleetcut_switchable *)(const void *)bytes.start;
+  const size_t size = (size_t)(bytes.end - bytes.start);
+  const int switchable = size >= sizeof *head && head->magic == FLEETCUT_SWITCHABLE_MAGIC;
+  *network = (fleetcut_network){.bytes = bytes, .count = switchable ? head->networks : 1};
+  if (switchable) {
+    network->switchable = head;
+    network->ratios = (const fleetcut_ratio *)(const void *)(head + 1);
+    if (size < sizeof *head + (uint64_t)head->networks * sizeof *network->ratios) {
+      return "the switchable network is cut short";
+    }
+  }
+  network->graphs = calloc(network->count, sizeof *network->graphs);
+  if (network->graphs == NULL) return "out of memory";
+  const char *fault = NULL;
+  for (uint32_t k = 0; fault == NULL && k < network->count; ++k) {
+    const size_t at = switchable ? network->ratios[k].plan : 0;
+    fault = at > size ? "the switchable network is cut short"
+                      : open_plan(&network->graphs[k], (fleetcut_bytes){bytes.start + at, bytes.end});
+  }
+  return fault;
+}
+
+/* Makes a plan's operators. */
+static const char *make_all(const fleetcut_network *network, fleetcut_graph *graph) {
+  const char *fault = NULL;
+  for (uint32_t i = 0; fault == NULL && i < graph->plan->operators; ++i) {
+    const fleetcut_operator *o = &graph->table[i];
+    xnn_operator_t *made = &graph->operators[i];
+    fault = fleetcut_has_weights(o) && o->shared != 0
+                ? fleetcut_make_shared(o, graph->weights, made, &graph->packed[i])
+                : fleetcut_fault_of(fleetcut_make(o, graph->weights, made));
+    if (fleetcut_has_weights(o)) {
+      fleetcut_let_go(weights_of(o, graph->weights)); /* or they would be resident twice */
+    }
+    for (int small = network->switchable != NULL; fault == NULL && small >= 0; --small) {
+      fault = fleetcut_fault_of(
+          fleetcut_set_up(o, *made, network->arena, network->threads, small));
+    }
+  }
+  return fault;
 }
 
 const char *fleetcut_load(fleetcut_network *network, fleetcut_bytes bytes, int threads) {
-  const fleetcut_plan *plan = (const fleetcut_plan *)(const void *)bytes.start;
-  const char *fault = check(bytes, plan);
+  const char *fault = fleetcut_open(network, bytes);
   if (fault != NULL) return fault;
-  const float *weights = (const float *)(const void *)(bytes.start + plan->weights);
-  const size_t size = (plan->arena * sizeof(float) + XNN_EXTRA_BYTES) / kAlignment + 1;
+  size_t floats = 0;
+  for (uint32_t k = 0; k < network->count; ++k) {
+    if (network->graphs[k].plan->arena > floats) floats = network->graphs[k].plan->arena;
+  }
+  const size_t size = (floats * sizeof(float) + XNN_EXTRA_BYTES) / kAlignment + 1;
   void *arena = NULL;
-  network->plan = plan;
-  network->table = (const fleetcut_operator *)(const void *)(plan + 1);
-  network->operators = calloc(plan->operators + 1, sizeof *network->operators);
   network->threads = threads > 1 ? pthreadpool_create((size_t)threads) : NULL;
-  if (network->operators == NULL || posix_memalign(&arena, kAlignment, size * kAlignment) != 0 ||
+  if (posix_memalign(&arena, kAlignment, size * kAlignment) != 0 ||
       (threads > 1 && network->threads == NULL)) {
-    return kFaults[xnn_status_out_of_memory];
+    return "out of memory";
   }
   network->arena = memset(arena, 0, size * kAlignment);
-  fault = fault_of(xnn_initialize(NULL));
-  for (uint32_t i = 0; fault == NULL && i < plan->operators; ++i) {
-    const fleetcut_operator *o = &network->table[i];
-    fault = fault_of(make(o, weights, &network->operators[i]));
-    if (fault == NULL && (o->kind == kConvolution || o->kind == kFullyConnected)) {
-      fleetcut_let_go(packed_from(o, weights)); /* or they would be resident twice */
+  const int switchable = network->switchable != NULL;
+  fault = fleetcut_fault_of(xnn_initialize(switchable ? fleetcut_allocator() : NULL));
+  if (fault == NULL && switchable) fault = fleetcut_share_memory(network->graphs, network->count);
+  for (uint32_t k = 0; fault == NULL && k < network->count; ++k) {
+    fleetcut_begin_network();
+    fault = make_all(network, &network->graphs[k]);
+  }
+  return fault != NULL || !switchable ? fault : fleetcut_switch(network, 0);
+}
+
+const char *fleetcut_switch(fleetcut_network *network, uint32_t position) {
+  const fleetcut_graph *graph = &network->graphs[position];
+  const size_t size = (size_t)(network->bytes.end - network->bytes.start);
+  const char *fault = NULL;
+  size_t done = 0;
+  for (uint32_t i = 0; fault == NULL && i < graph->plan->operators; ++i) {
+    const fleetcut_operator *o = &graph->table[i];
+    if (fleetcut_has_weights(o)) {
+      fleetcut_write(o, graph->weights, &graph->packed[i]);
+      done += graph->packed[i].size;
     }
-    if (fault == NULL) {
-      fault = fault_of(set_up(o, network->operators[i], network->arena, network->threads));
+    if (size > kKept && (done > kGivenBack || i + 1 == graph->plan->operators)) {
+      fleetcut_let_go(network->bytes);
+      done = 0;
+    }
+    for (int small = fleetcut_taps(o) > 1; fault == NULL && small >= 0; --small) {
+      fault = fleetcut_fault_of(
+          fleetcut_set_up(o, graph->operators[i], network->arena, network->threads, small));
     }
   }
+  network->present = position;
   return fault;
 }
 
@@ -210,15 +289,21 @@ static void transpose(const float *from, float *to, size_t rows, size_t columns)
   }
 }
 
+const void *fleetcut_golden(const fleetcut_network *network, uint32_t position) {
+  return network->graphs[position].weights + network->ratios[position].golden;
+}
+
 const char *fleetcut_infer(const fleetcut_network *network, const float *input, float *output) {
-  const fleetcut_tensor *x = &network->plan->input, *y = &network->plan->output;
+  const fleetcut_graph *graph = &network->graphs[network->present];
+  const fleetcut_tensor *x = &graph->plan->input, *y = &graph->plan->output;
   transpose(input, network->arena + x->at, x->channels, positions(x));
-  for (uint32_t i = 0; i < network->plan->operators; ++i) {
-    if (network->operators[i] == NULL) {
-      hard_sigmoid(&network->table[i], network->arena);
+  for (uint32_t i = 0; i < graph->plan->operators; ++i) {
+    if (graph->operators[i] == NULL) {
+      hard_sigmoid(&graph->table[i], network->arena);
       continue;
     }
-    const char *fault = fault_of(xnn_run_operator(network->operators[i], network->threads));
+    const char *fault =
+        fleetcut_fault_of(xnn_run_operator(graph->operators[i], network->threads));
     if (fault != NULL) return fault;
   }
   transpose(network->arena + y->at, output, positions(y), y->channels);

@@ -49,8 +49,14 @@ STAND_IN = "libgcc_s.so.1"
 
 THEIRS = ("libcpuinfo.so.0", "libpthreadpool.so.0", "libXNNPACK.so.0")
 RUNNER = "libfleetcut_xnnpack_runner.so"
-PARTS = ("xnnpack_runner.c", "xnnpack_network.c")
-SOURCES = (*PARTS, "xnnpack_network.h", "xnnpack_plan.h", "native_program.h")
+PARTS = ("runner", "session", "network", "packing", "switching")
+"""Each xnnpack_PART.c with its header, the runner's being the table itself."""
+
+SOURCES = (
+    *(f"xnnpack_{part}.c" for part in PARTS),
+    *(f"xnnpack_{part}.h" for part in (*PARTS[1:], "plan")),
+    "native_program.h",
+)
 MODULES = ("xnnpack_pieces.py", "xnnpack_floor.py", "native_pieces.py", "native_libc.py")
 
 _ASKED = re.compile(r"^\s*U (\w+)@+(\w+_[\d.]+)$")
@@ -164,12 +170,12 @@ def _link_gcc(toolchain: Toolchain, folder: Path, stubs: tuple[str, ...]) -> Non
 def _link_runner(toolchain: Toolchain, folder: Path, stubs: tuple[str, ...]) -> None:
     objects = []
     for part in PARTS:
-        objects.append(part.replace(".c", ".o"))
+        objects.append(f"xnnpack_{part}.o")
         run(
             [
                 *(toolchain.cxx, "-x", "c", "-std=gnu11", "-Wall", "-Wextra", "-Werror", *COMMON),
                 *("-fvisibility=hidden", "-isystem", str(toolchain.runtime / "include")),
-                *("-c", part, "-o", objects[-1]),
+                *("-c", f"xnnpack_{part}.c", "-o", objects[-1]),
             ],
             folder,
         )

@@ -1,137 +1,27 @@
 /* Runs the one network that native_launcher.c was linked with, on Debian's XNNPACK.
    Input: raw little-endian float32 tensors on stdin, or with --serve one command a line.
    Output: raw float32, or one JSON line an answer, on stdout; messages on stderr.
+   A switchable network stays with its widest sub-network until it is told to follow the clock.
    The same words as native_runner.cc, without C++: a board of 32 bits needs no second runtime. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "xnnpack_network.h"
+#include "xnnpack_session.h"
 
-enum { kMaxThreads = 1024, kMaxSamples = 1000000, kDefaultSamples = 100, kFaultSize = 512 };
+enum { kMaxThreads = 1024, kMaxSamples = 1000000, kDefaultSamples = 100 };
 
 static const char kUsage[] =
     "usage: PROGRAM [--threads N]                  raw float32 tensors on stdin, answers on stdout\n"
     "       PROGRAM --describe                     shapes, runtime and precision as JSON\n"
     "       PROGRAM --selftest [--threads N]       golden input against golden output; exit 0 or 1\n"
     "       PROGRAM --benchmark [N] [--threads N]  nanoseconds of N inferences of the golden input\n"
-    "       PROGRAM --serve [--threads N]          'input FILE', 'bench N', 'output FILE', 'quit'\n";
-
-/* The loaded network and the tensor it answers to, at first the golden input. */
-typedef struct {
-  const fleetcut_program *program;
-  fleetcut_network network;
-  float *input, *output, *coming;
-  size_t input_count, output_count;
-  int answered; /* output is the answer to input */
-  int64_t load_ns;
-} session;
-
-static char fault_text[kFaultSize];
-
-/* A fault in words, kept until the next one. */
-__attribute__((format(printf, 1, 2))) static const char *fault(const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(fault_text, sizeof fault_text, format, arguments);
-  va_end(arguments);
-  return fault_text;
-}
-
-static int64_t now_ns(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static size_t count_of(const fleetcut_shape *shape) {
-  size_t product = 1;
-  for (size_t i = 0; i < shape->rank; ++i) product *= (size_t)shape->sizes[i];
-  return product;
-}
-
-/* ---- The network --------------------------------------------------------------------------- */
-
-static const char *start(session *s, const fleetcut_program *program, int threads) {
-  const int64_t began_ns = now_ns();
-  *s = (session){.program = program,
-                 .input_count = count_of(&program->input_shape),
-                 .output_count = count_of(&program->output_shape)};
-  s->input = malloc(s->input_count * sizeof(float));
-  s->coming = malloc(s->input_count * sizeof(float));
-  s->output = malloc(s->output_count * sizeof(float));
-  if (s->input == NULL || s->coming == NULL || s->output == NULL) return "out of memory";
-  memcpy(s->input, program->golden_input.start, s->input_count * sizeof(float));
-  const char *wrong = fleetcut_load(&s->network, program->model, threads);
-  s->load_ns = now_ns() - began_ns;
-  return wrong == NULL ? NULL : fault("cannot load the network: %s", wrong);
-}
-
-/* One inference; its duration in *elapsed_ns. */
-static const char *infer(session *s, int64_t *elapsed_ns) {
-  const int64_t began_ns = now_ns();
-  const char *wrong = fleetcut_infer(&s->network, s->input, s->output);
-  *elapsed_ns = now_ns() - began_ns;
-  s->answered = wrong == NULL;
-  return wrong == NULL ? NULL : fault("the inference failed: %s", wrong);
-}
-
-static const char *answer(session *s) {
-  int64_t elapsed_ns;
-  return s->answered ? NULL : infer(s, &elapsed_ns);
-}
-
-/* ---- Files ---------------------------------------------------------------------------------- */
-
-/* A stream's next tensor into s->input; *ended where there is none. */
-static const char *read_tensor(session *s, FILE *stream, const char *name, int *ended) {
-  const size_t size = s->input_count * sizeof(float);
-  const size_t found = fread(s->coming, 1, size, stream);
-  *ended = found == 0;
-  if (found == 0) return NULL;
-  if (found != size) return fault("%s ends within a tensor of %zu bytes", name, size);
-  return NULL;
-}
-
-static void take(session *s) {
-  float *const present = s->input;
-  s->input = s->coming;
-  s->coming = present;
-  s->answered = 0;
-}
-
-static const char *write_tensor(const session *s, FILE *stream, const char *name) {
-  const size_t written = fwrite(s->output, sizeof(float), s->output_count, stream);
-  if (written != s->output_count || fflush(stream) != 0) return fault("cannot write %s", name);
-  return NULL;
-}
-
-static const char *read_file(session *s, const char *name) {
-  FILE *const file = fopen(name, "rbe");
-  if (file == NULL) return fault("cannot open %s", name);
-  int ended;
-  const char *wrong = read_tensor(s, file, name, &ended);
-  if (wrong == NULL && ended) wrong = fault("%s is empty", name);
-  if (wrong == NULL && fgetc(file) != EOF) wrong = fault("%s is longer than a tensor", name);
-  fclose(file);
-  if (wrong == NULL) take(s);
-  return wrong;
-}
-
-static const char *write_file(session *s, const char *name) {
-  const char *wrong = answer(s);
-  if (wrong != NULL) return wrong;
-  FILE *const file = fopen(name, "wbe");
-  if (file == NULL) return fault("cannot write %s", name);
-  wrong = write_tensor(s, file, name);
-  if (fclose(file) != 0 && wrong == NULL) wrong = fault("cannot write %s", name);
-  return wrong;
-}
+    "       PROGRAM --serve [--threads N]          'input FILE', 'bench N', 'output FILE', 'quit'\n"
+    "of a switchable network:\n"
+    "       PROGRAM --follow [ROOT] [...]          the clock below ROOT decides; switches on stderr\n"
+    "       PROGRAM --serve                        'follow ROOT', 'switches' too\n";
 
 /* ---- JSON ----------------------------------------------------------------------------------- */
 
@@ -180,6 +70,22 @@ static int refuse(const char *wrong) {
   return 1;
 }
 
+/* What each sub-network cuts off, the widest first. */
+static const char *describe_ratios(const fleetcut_program *program) {
+  fleetcut_network network;
+  const char *wrong = fleetcut_open(&network, program->model);
+  if (wrong != NULL || network.switchable == NULL) return wrong;
+  fputs(",\"target_ms\":", stdout);
+  put_number(network.switchable->target_ms);
+  fputs(",\"ratios\":[", stdout);
+  for (uint32_t k = 0; k < network.count; ++k) {
+    if (k > 0) putchar(',');
+    put_number(network.ratios[k].ratio);
+  }
+  putchar(']');
+  return NULL;
+}
+
 static int describe(const fleetcut_program *program) {
   putchar('{');
   put_shape("input_shape", &program->input_shape);
@@ -192,23 +98,39 @@ static int describe(const fleetcut_program *program) {
   put_member("libc", program->libc);
   printf(",\"threads\":%d,\"atol\":", program->threads);
   put_number(program->atol);
+  const char *wrong = describe_ratios(program);
   end_line();
-  return 0;
+  return wrong == NULL ? 0 : refuse(wrong);
 }
 
-static int selftest(session *s) {
-  const char *wrong = answer(s);
-  if (wrong != NULL) return refuse(wrong);
+static double deviation(const float *found, const void *expected, size_t count) {
   double max_abs_err = 0;
-  for (size_t i = 0; i < s->output_count && !isnan(max_abs_err); ++i) {
-    float expected;
-    memcpy(&expected, s->program->golden_output.start + i * sizeof expected, sizeof expected);
-    const double deviation = fabs((double)s->output[i] - expected);
-    if (!(deviation <= max_abs_err)) max_abs_err = deviation; /* a NaN stays */
+  for (size_t i = 0; i < count && !isnan(max_abs_err); ++i) {
+    float value;
+    memcpy(&value, (const unsigned char *)expected + i * sizeof value, sizeof value);
+    const double error = fabs((double)found[i] - value);
+    if (!(error <= max_abs_err)) max_abs_err = error; /* a NaN stays */
   }
-  const int passed = max_abs_err <= s->program->atol;
+  return max_abs_err;
+}
+
+/* Every network's answer to the golden input; of a switchable one the last is the widest, again. */
+static int selftest(session *s) {
+  double worst = 0;
+  const uint32_t count = s->network.switchable == NULL ? 1 : s->network.count + 1;
+  for (uint32_t k = 0; k < count && !isnan(worst); ++k) {
+    const uint32_t position = k % s->network.count;
+    const char *wrong = position == s->network.present ? NULL : session_change(s, position);
+    if (wrong == NULL) wrong = session_answer(s);
+    if (wrong != NULL) return refuse(wrong);
+    const void *golden = s->network.switchable == NULL ? s->program->golden_output.start
+                                                       : fleetcut_golden(&s->network, position);
+    const double error = deviation(s->output, golden, s->output_count);
+    if (!(error <= worst)) worst = error;
+  }
+  const int passed = worst <= s->program->atol;
   fputs("{\"max_abs_err\":", stdout);
-  put_number(max_abs_err);
+  put_number(worst);
   fputs(",\"atol\":", stdout);
   put_number(s->program->atol);
   printf(",\"passed\":%s", passed ? "true" : "false");
@@ -220,7 +142,7 @@ static int selftest(session *s) {
 static const char *bench(session *s, long samples) {
   int64_t *const latency_ns = malloc((size_t)samples * sizeof *latency_ns);
   const char *wrong = latency_ns == NULL ? "out of memory" : NULL;
-  for (long i = 0; wrong == NULL && i < samples; ++i) wrong = infer(s, &latency_ns[i]);
+  for (long i = 0; wrong == NULL && i < samples; ++i) wrong = session_infer(s, &latency_ns[i]);
   if (wrong == NULL) {
     fputs("{\"latency_ns\":[", stdout);
     for (long i = 0; i < samples; ++i) {
@@ -233,16 +155,40 @@ static const char *bench(session *s, long samples) {
   return wrong;
 }
 
+/* One switch as JSON. */
+static void put_switch(FILE *stream, const fleetcut_switched *one) {
+  fprintf(stream,
+          "{\"monotonic_ns\":%lld,\"khz\":%lld,\"before\":%u,\"after\":%u,\"took_ns\":%lld}",
+          (long long)one->monotonic_ns, (long long)one->khz, (unsigned)one->before, (unsigned)one->after,
+          (long long)one->took_ns);
+}
+
+/* Those since the last time. */
+static void tell_switches(session *s) {
+  for (; s->told < s->watch.logged; ++s->told) {
+    put_switch(stderr, &s->watch.log[s->told]);
+    fputc('\n', stderr);
+  }
+}
+
+static void put_switches(const session *s) {
+  fputs("{\"switches\":[", stdout);
+  for (size_t i = 0; i < s->watch.logged; ++i) {
+    if (i > 0) putchar(',');
+    put_switch(stdout, &s->watch.log[i]);
+  }
+  putchar(']');
+  end_line();
+}
+
 static int run_all(session *s) {
   for (int first = 1;; first = 0) {
     int ended;
-    const char *wrong = read_tensor(s, stdin, "stdin", &ended);
+    const char *wrong = session_read(s, stdin, "stdin", &ended);
     if (wrong == NULL && ended) return first ? refuse("stdin is empty") : 0;
-    if (wrong == NULL) {
-      take(s);
-      wrong = answer(s);
-    }
-    if (wrong == NULL) wrong = write_tensor(s, stdout, "stdout");
+    if (wrong == NULL) wrong = session_answer(s);
+    tell_switches(s);
+    if (wrong == NULL) wrong = session_write(s, stdout, "stdout");
     if (wrong != NULL) return refuse(wrong);
   }
 }
@@ -264,12 +210,18 @@ static const char *reply(session *s, char *line) {
     const long samples = parse_count(argument, kMaxSamples);
     return samples == 0 ? "bench needs a number from 1 to 1000000" : bench(s, samples);
   }
-  const int input = strcmp(line, "input") == 0;
-  if (!input && strcmp(line, "output") != 0) {
+  if (strcmp(line, "switches") == 0 && s->network.switchable != NULL) {
+    put_switches(s);
+    return NULL;
+  }
+  const int input = strcmp(line, "input") == 0, follows = strcmp(line, "follow") == 0;
+  if (!input && !follows && strcmp(line, "output") != 0) {
     return fault("unknown command '%.40s', expected input, bench, output or quit", line);
   }
   if (*argument == '\0') return fault("%s needs a file name", line);
-  const char *wrong = input ? read_file(s, argument) : write_file(s, argument);
+  const char *wrong = follows ? session_follow(s, argument)
+                      : input ? session_read_file(s, argument)
+                              : session_write_file(s, argument);
   if (wrong == NULL) {
     fputs("{\"ok\":true", stdout);
     end_line();
@@ -300,6 +252,7 @@ static int serve(session *s) {
 
 typedef struct {
   const char *verb; /* NULL: stdin to stdout */
+  const char *root; /* NULL: the clock is not followed */
   long threads;     /* 0: as the program was built for */
   long samples;
 } options;
@@ -328,6 +281,10 @@ static int parse(int argc, char **argv, options *found) {
       found->threads = parse_count(next, kMaxThreads);
       if (found->threads == 0) return 0;
       ++i;
+    } else if (strcmp(argv[i], "--follow") == 0 && found->root == NULL) {
+      const int named = *next != '\0' && *next != '-';
+      found->root = named ? next : "/";
+      i += named;
     } else {
       return 0;
     }
@@ -349,11 +306,14 @@ int fleetcut_main(const fleetcut_program *program, int argc, char **argv) {
   }
   if (asks(&found, "--describe")) return describe(program);
   static session s;
-  const char *wrong = start(&s, program, found.threads > 0 ? (int)found.threads : program->threads);
+  const char *wrong = session_start(&s, program, found.threads > 0 ? (int)found.threads : program->threads);
+  if (wrong != NULL) return refuse(wrong);
+  if (found.root != NULL) wrong = session_follow(&s, found.root);
   if (wrong != NULL) return refuse(wrong);
   if (asks(&found, "--selftest")) return selftest(&s);
   if (asks(&found, "--serve")) return serve(&s);
   if (!asks(&found, "--benchmark")) return run_all(&s);
   wrong = bench(&s, found.samples);
+  tell_switches(&s);
   return wrong == NULL ? 0 : refuse(wrong);
 }
