@@ -11,65 +11,32 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.pruning import importance
-from compiler.pruning.groups import trace
 from compiler.switchable.artifact import build_switchable
-from compiler.switchable.network import SwitchableNetwork, best_first, nested_widths
+from compiler.switchable.network import SwitchableNetwork
 from compiler.targets.built import ATOL_FP32, BuiltModel
 from device_agents.contract import Target
-from device_agents.contract.switching import ClockLaw, Policy
 from device_agents.errors import RunFailedError
 from device_agents.runtimes import RUNTIMES, Switching, onnx_wire, switchable
 from device_agents.runtimes.onnx_wire import WireError
 from device_agents.sysfs import Root
+from tests.compiler.switchable_samples import (
+    CPUFREQ,
+    POLICY,
+    RATIOS,
+    SHAPE,
+    TOP_KHZ,
+    Clock,
+    switchable_network,
+)
 
 pytest.importorskip("onnxruntime", reason="onnxruntime missing: pip install onnxruntime")
 
-SHAPE = (3, 24, 24)
-RATIOS = (0.0, 0.4, 0.75)
-TOP_KHZ = 2_000_000
-POLICY = Policy(2.0, tuple(ClockLaw(0.0, 2.0 * TOP_KHZ / 2**p, 0.0) for p in range(len(RATIOS))))
 HERE = Target("here", "any", "linux", "switchable")
-CPUFREQ = "sys/devices/system/cpu/cpufreq/policy0"
-
-
-class Mixed(nn.Module):
-    """Plain, depthwise and residual convolutions, ReLU6, a linear layer that reads positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 40, 3, 2, 1), nn.BatchNorm2d(40), nn.ReLU())
-        self.depth = nn.Sequential(
-            nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False), nn.BatchNorm2d(40), nn.ReLU6(),
-            nn.Conv2d(40, 48, 1, bias=False), nn.BatchNorm2d(48),
-        )  # fmt: skip
-        self.inner = nn.Sequential(
-            nn.Conv2d(48, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.Conv2d(64, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48),
-        )  # fmt: skip
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(48 * 9, 7))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.depth(self.stem(x))
-        answer: torch.Tensor = self.head(torch.relu(y + self.inner(y)))
-        return answer
 
 
 @pytest.fixture(scope="module")
 def network() -> SwitchableNetwork:
-    """Every bank with statistics of its own, as training leaves them."""
-    torch.manual_seed(0)
-    mixed = Mixed().eval()
-    space = trace(mixed, SHAPE, "mixed", width_step=4)
-    ordered = best_first(mixed, space, importance.magnitude(mixed, space))
-    switchable_network = SwitchableNetwork(ordered, space, nested_widths(space, RATIOS)).eval()
-    for module in switchable_network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.3, 0.3)
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return switchable_network
+    return switchable_network()
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +108,8 @@ def test_the_same_network_gives_the_same_bytes(built, network, tmp_path) -> None
 
 
 @pytest.fixture
-def clock(tmp_path: Path):
-    """set(khz) writes what cpufreq says; a root of its own."""
-    folder = tmp_path / "root" / CPUFREQ
-    folder.mkdir(parents=True)
-
-    def write(khz: int) -> None:
-        (folder / "scaling_cur_freq").write_text(f"{khz}\n")
-
-    write(TOP_KHZ)
-    write.root = Root(tmp_path / "root")
-    return write
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path / "root")
 
 
 def follow(runner: switchable.SwitchableRunner, root: Root) -> None:
@@ -162,7 +120,7 @@ def follow(runner: switchable.SwitchableRunner, root: Root) -> None:
 
 def test_it_follows_the_clock_and_tells_of_every_switch(runner, network, clock) -> None:
     assert isinstance(runner, Switching)
-    follow(runner, clock.root)
+    follow(runner, Root(clock.root))
     expected = [(TOP_KHZ, 0), (TOP_KHZ // 2, 1), (TOP_KHZ // 4, 2), (TOP_KHZ, 0)]
     for khz, position in expected:
         clock(khz)
@@ -174,7 +132,7 @@ def test_it_follows_the_clock_and_tells_of_every_switch(runner, network, clock) 
 
 
 def test_a_clock_that_wavers_about_a_border_switches_nothing(runner, clock) -> None:
-    follow(runner, clock.root)
+    follow(runner, Root(clock.root))
     border = next(f for f in range(TOP_KHZ, TOP_KHZ // 2, -1000) if POLICY.choose(f) == 1)
     for khz in (border + 1000, border - 1000, border + 1000, border - 1000):
         clock(khz)
