@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.measurement_boards import SEED, Boards, model_file
 from benchmarks.measurement_comparisons import FULL_KHZ, SLOW_KHZ
-from benchmarks.measurement_p50 import VALUES, P50Part, Probe, on_one_cpu
+from benchmarks.measurement_p50 import VALUES, P50Part, in_turns, on_one_cpu
 from benchmarks.measurement_throttling import Judged, next_kind, plan
 from benchmarks.result import Bar, finish, parser, write
 from harness.errors import HarnessError
@@ -70,7 +70,7 @@ class Effort:
 
 
 FULL = Effort(
-    p50_rounds=24, p50_rounds_most=96, telemetry_pairs=200, comparisons=40, pairs=25,
+    p50_rounds=8, p50_rounds_most=16, telemetry_pairs=200, comparisons=40, pairs=25,
     throttled=36, clean=60,
 )  # fmt: skip
 QUICK = Effort(
@@ -80,9 +80,9 @@ QUICK = Effort(
 
 
 def p50(folder: Path, effort: Effort) -> Part:
-    with on_one_cpu(), Boards(folder / "nominal", RACK) as boards:
+    with on_one_cpu(), in_turns(), Boards(folder / "nominal", RACK) as boards:
         models = tuple(model_file(folder / "models", name) for name in VALUES)
-        part = P50Part(boards, BOARD, models, tuple(Probe(model) for model in models))
+        part = P50Part(boards, BOARD, models)
         rounds = []
         for number in range(effort.p50_rounds_most):
             rounds.append(part.round(number))

@@ -2,11 +2,11 @@
 
     python3 measurement_peers.py {loop,pyperf} MODEL --warmups 20 --values 300
 
-Input: an ONNX model. Output: latencies in ns as a line of JSON. It is run by its path on the board
-that the harness measures on, for an environment of other length alone moved a model of 1 ms by
-1 %. Session options and the input's kind are those of the agent; the code is not, so that it can
-be wrong alone. onnxruntime's wheel holds no perf_test, and its profiler slows small models by 8 %:
-its own loop is ``InferenceSession.run`` between two looks at the clock.
+Input: an ONNX model. Output: a line of JSON, began_ns (CLOCK_MONOTONIC) and latency_ns. It is run
+by its path on the board that the harness measures on, for an environment of other length alone
+moved a model of 1 ms by 1 %. Session options and the input's kind are those of the agent; the code
+is not, so that it can be wrong alone. onnxruntime's wheel holds no perf_test, and its profiler
+slows small models by 8 %: its own loop is ``InferenceSession.run`` between two looks at the clock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +48,40 @@ def feed(loaded: Any) -> dict[str, Any]:
     return {taken.name: rng.uniform(-1, 1, taken.shape).astype(np.float32)}
 
 
-def loop_ns(model: Path, warmups: int, values: int) -> list[int]:
-    """Latencies of a tight loop around ``InferenceSession.run``."""
+@dataclass(frozen=True)
+class Timed:
+    """When a loop began, and its latencies, one after the other."""
+
+    began_ns: int
+    latency_ns: list[int]
+
+
+def loop(model: Path, warmups: int, values: int) -> Timed:
+    """A tight loop around ``InferenceSession.run``."""
     loaded = session(model)
-    return timed_ns(loaded, feed(loaded), warmups, values)
-
-
-def timed_ns(loaded: Any, inputs: dict[str, Any], warmups: int, values: int) -> list[int]:
-    """The same around a session that is there."""
-    run, clock_ns = loaded.run, time.perf_counter_ns
+    inputs, run, clock_ns = feed(loaded), loaded.run, time.perf_counter_ns
     for _ in range(warmups):
         run(None, inputs)
     latency_ns = []
+    began_ns = time.monotonic_ns()
     for _ in range(values):
         start_ns = clock_ns()
         run(None, inputs)
         latency_ns.append(clock_ns() - start_ns)
-    return latency_ns
+    return Timed(began_ns, latency_ns)
 
 
-def pyperf_ns(model: Path, warmups: int, values: int) -> list[int]:
-    """Pyperf's values of one worker process, each one inference."""
+def by_pyperf(model: Path, warmups: int, values: int) -> Timed:
+    """Pyperf's values of one worker process, each one inference. Its warm-up is in began_ns."""
     with tempfile.TemporaryDirectory(prefix="fleetcut-bench-") as folder:
-        out = Path(folder) / "pyperf.json"
-        options = ["--warmups", str(warmups), "--values", str(values)]
+        out, began = Path(folder) / "pyperf.json", Path(folder) / "began"
+        options = ["--warmups", str(warmups), "--values", str(values), "--began", str(began)]
         argv = [sys.executable, __file__, "runner", str(model), *options, "--output", str(out)]
         argv += ["--inherit-environ", ",".join(os.environ)]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         benchmark = pyperf.Benchmark.load(str(out))
-        return [round(value * 1e9) for value in benchmark.get_values()]
+        latency_ns = [round(value * 1e9) for value in benchmark.get_values()]
+        return Timed(int(began.read_text(encoding="ascii")), latency_ns)
 
 
 def _runner(asked: argparse.Namespace, rest: list[str]) -> None:
@@ -85,13 +91,14 @@ def _runner(asked: argparse.Namespace, rest: list[str]) -> None:
         values=asked.values,
         warmups=asked.warmups,
         loops=1,
-        program_args=(__file__, "runner", str(asked.model)),
+        program_args=(__file__, "runner", str(asked.model), "--began", str(asked.began)),
     )
     runner.parse_args([*rest, "--quiet"])
     if not runner.args.worker:  # pyperf's manager runs nothing itself
         runner.bench_func(asked.model.stem, time.perf_counter_ns)
         return
     loaded = session(asked.model)
+    asked.began.write_text(str(time.monotonic_ns()), encoding="ascii")
     runner.bench_func(asked.model.stem, loaded.run, None, feed(loaded))
 
 
@@ -101,12 +108,13 @@ def main() -> None:
     options.add_argument("model", type=Path)
     options.add_argument("--warmups", type=int, default=1)
     options.add_argument("--values", type=int, default=1)
+    options.add_argument("--began", type=Path, help="of runner: where to write when it began")
     asked, rest = options.parse_known_args()
     if asked.way == "runner":
         _runner(asked, rest)
         return
-    timed = {"loop": loop_ns, "pyperf": pyperf_ns}[asked.way]
-    print(json.dumps(timed(asked.model, asked.warmups, asked.values)))
+    way = {"loop": loop, "pyperf": by_pyperf}[asked.way]
+    print(json.dumps(asdict(way(asked.model, asked.warmups, asked.values))))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,6 @@ def ratio_interval(
     a_ns: Sequence[Sequence[int]], b_ns: Sequence[Sequence[int]]
 ) -> list[float] | None:
     """Of b's p50 over a's, at 99 %; None where the pairs are too few to have one."""
-    if not a_ns:
-        return None
     found = compare_paired(a_ns, b_ns)
     low, high = 1 + found.change_low, 1 + found.change_high
     return [low, high] if low > 0 and math.isfinite(high) else None

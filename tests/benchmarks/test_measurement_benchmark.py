@@ -21,7 +21,8 @@ from benchmarks.measurement_comparisons import (
     comparison_bars,
     comparison_rows,
 )
-from benchmarks.measurement_p50 import p50_bars, p50_rows
+from benchmarks.measurement_p50 import p50_bars, p50_rows, together
+from benchmarks.measurement_peers import Timed
 from benchmarks.measurement_samples import keep, kept, ratio_interval
 from benchmarks.measurement_telemetry import cost_of, telemetry_bars, telemetry_row
 from benchmarks.measurement_throttling import (
@@ -86,35 +87,36 @@ def comparisons(n: int, slower: float, noise: float = 0.005) -> list[Comparison]
     ]
 
 
-def ways(fleetcut: int, pyperf: int, loop: int, probe: tuple[int, ...] = (100,) * 4):
-    timed = {"fleetcut": [fleetcut] * 20, "pyperf": [pyperf] * 20, "loop": [loop] * 20}
-    return {"net": {**timed, "probe": list(probe)}}
-
-
 def test_ratios_are_medians_over_rounds_so_that_one_disturbed_round_decides_nothing():
-    steady, disturbed = ways(101, 100, 102), ways(160, 100, 102)
-    (row,) = p50_rows([steady, disturbed, steady])
+    calm = {"net": {"fleetcut": [101] * 20, "pyperf": [100] * 20, "loop": [102] * 20}}
+    disturbed = {"net": {"fleetcut": [160] * 20, "pyperf": [100] * 20, "loop": [102] * 20}}
+    (row,) = p50_rows([calm, disturbed, calm])
     assert row["over_pyperf"] == pytest.approx(1.01)
     assert row["p10_over_loop"] == pytest.approx(101 / 102)
     assert row["over_pyperf_interval"] is None  # three pairs can exclude nothing
     assert [bar.holds for bar in p50_bars([row])] == [True, True]
 
 
-def test_rounds_in_which_the_host_changed_are_left_out_and_told():
-    changed = ways(135, 100, 102, probe=(100, 135, 100, 100))
-    (row,) = p50_rows([changed, ways(101, 100, 102), changed])
-    assert (row["rounds"], row["calm"]) == (3, 1)
-    assert row["over_pyperf"] == pytest.approx(1.01)
-    assert row["over_pyperf_all"] == pytest.approx(1.35)
+def test_only_latencies_of_the_time_in_which_all_ways_were_in_their_loops_count():
+    """The first begins alone and fast; the last two end alone."""
+    timed = {
+        "fleetcut": Timed(1000, [10] * 5 + [30] * 5),
+        "pyperf": Timed(1050, [30] * 4 + [31] * 5),
+        "loop": Timed(1045, [5] + [29] * 10),
+    }
+    assert together(timed) == {"fleetcut": [30] * 5, "pyperf": [30] * 4, "loop": [29] * 5}
 
 
-def test_a_host_that_is_never_calm_proves_nothing():
-    changed = ways(100, 100, 100, probe=(100, 135, 100, 100))
-    assert [bar.holds for bar in p50_bars(p50_rows([changed]))] == [False, False]
+def test_ways_that_never_ran_together_are_no_round():
+    with pytest.raises(RuntimeError, match="same time"):
+        together(
+            {"fleetcut": Timed(0, [10] * 5), "pyperf": Timed(100, [10]), "loop": Timed(0, [9])}
+        )
 
 
 def test_a_p50_that_is_off_by_more_than_two_per_cent_breaks_its_bar_in_either_direction():
-    assert [bar.holds for bar in p50_bars(p50_rows([ways(100, 97, 103)]))] == [False, False]
+    ways = {"fleetcut": [100] * 20, "pyperf": [97] * 20, "loop": [103] * 20}
+    assert [bar.holds for bar in p50_bars(p50_rows([{"net": ways}]))] == [False, False]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -287,6 +289,6 @@ def test_each_peer_times_every_inference_that_it_was_asked_for(model, capsys, mo
     argv = ["peers", way, str(model), "--warmups", "2", "--values", "7"]
     monkeypatch.setattr("sys.argv", argv)
     measurement_peers.main()
-    latency_ns = json.loads(capsys.readouterr().out)
+    latency_ns = json.loads(capsys.readouterr().out)["latency_ns"]
     assert len(latency_ns) == 7
     assert all(ns > 0 for ns in latency_ns)
