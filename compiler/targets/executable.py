@@ -86,7 +86,9 @@ def build_executable(
     expected = reference_output(network, example)
     with contained(target, f"lowering to {'XNNPACK' if over_xnnpack else 'ExecuTorch'}"):
         program, operators = (
-            (plan_of(network, example), ()) if over_xnnpack else lower(network, example, samples)
+            (plan_of(network, example, target), ())
+            if over_xnnpack
+            else lower(network, example, samples)
         )
     content = Content(program, operators, example.numpy(), expected, ATOL_FP32)
     found = _answers(target, here, content)(content.golden_input)

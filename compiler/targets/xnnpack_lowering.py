@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.targets.built import Floats, TargetError
-from compiler.targets.onnx import fast_onnx
+from compiler.targets.built import Floats
+from compiler.targets.onnx import onnx_bytes
 from compiler.targets.xnnpack_plan import Kind, PlanWriter, Shape, Window
+from device_agents.contract.artifacts import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +31,13 @@ class UnsupportedError(Exception):
     """An operator that has no equal here, in words."""
 
 
-def plan_of(network: nn.Module, example: Tensor) -> bytes:
-    """The plan's bytes. Raises UnsupportedError, ValueError for a network in training mode."""
-    try:
-        return plan_of_onnx(fast_onnx(network, example))
-    except TargetError as error:
-        raise UnsupportedError(error.fact) from error
+def plan_of(network: nn.Module, example: Tensor, target: Target) -> bytes:
+    """The plan's bytes.
+
+    Raises UnsupportedError, TargetError when the exporter fails, ValueError for a network in
+    training mode.
+    """
+    return plan_of_onnx(onnx_bytes(network, example, target, None))
 
 
 def plan_of_onnx(model: bytes) -> bytes:
