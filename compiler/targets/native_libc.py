@@ -30,6 +30,9 @@ LOADERS = {
     "armv7l": "ld-linux-armhf.so.3",
 }
 
+MARKS = {"armv7l": (".eabi_attribute 28, 1",)}
+"""What a library without code must say of itself: a loader of ARM's hard floats takes no other."""
+
 DEFINED = ("--defined-only", "--extern-only")
 UNDEFINED = ("--undefined-only",)
 UNDEFINED_DYNAMIC = ("--undefined-only", "-D")
@@ -100,7 +103,7 @@ def _write_stub(
     toolchain: Toolchain, folder: Path, soname: str, symbols: dict[str, tuple[Version, bool]]
 ) -> None:
     source, script = folder / f"{soname}.s", folder / f"{soname}.map"
-    lines = ['.section .note.GNU-stack,"",%progbits', ".data"]
+    lines = ['.section .note.GNU-stack,"",%progbits', *MARKS.get(toolchain.machine, ()), ".data"]
     nodes: dict[Version, list[str]] = defaultdict(list)
     for name, (version, data) in sorted(symbols.items()):
         kind = "object" if data else "function"
