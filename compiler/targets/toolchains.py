@@ -89,20 +89,19 @@ def find(machine: str, runtime: str | None = None) -> Toolchain:
     """
     _require_known(machine)
     runtime = runtime or RUNTIMES[machine][0]
-    prefix = "" if machine == platform.machine() else f"{TRIPLETS[machine]}-"
-    tools = {tool: shutil.which(prefix + tool) for tool in ("g++", "nm", "objcopy")}
-    for tool, path in tools.items():
-        if path is None:
-            raise MissingToolError(
-                f"{prefix}{tool} is not on PATH",
-                f"{COMMAND} (Debian: apt-get install {_package(machine)})",
-            )
+    missing = _missing_tool(machine)
+    if missing is not None:
+        raise MissingToolError(
+            f"{missing} is not on PATH",
+            f"{COMMAND} (Debian: apt-get install {_package(machine)})",
+        )
     folder = runtime_folder(machine, runtime)
-    if not (folder / "lib").is_dir():
+    if not _is_there(machine, runtime):
         raise MissingToolError(
             f"{_title(runtime)} for {machine} is not in {folder.parent}", COMMAND
         )
-    return Toolchain(machine, str(tools["g++"]), str(tools["nm"]), str(tools["objcopy"]), folder)
+    cxx, nm, objcopy = (str(shutil.which(tool)) for tool in _tools(machine))
+    return Toolchain(machine, cxx, nm, objcopy, folder)
 
 
 def install(machine: str) -> tuple[str, ...]:
@@ -115,19 +114,18 @@ def install(machine: str) -> tuple[str, ...]:
     """
     _require_known(machine)
     done = []
-    wanted = [(machine, runtime) for runtime in RUNTIMES[machine]]
-    for owner, runtime in dict.fromkeys((*wanted, (platform.machine(), XNNPACK))):
-        folder = runtime_folder(owner, runtime)
-        if not (folder / "lib").is_dir():
-            fetch = _fetch_xnnpack if runtime == XNNPACK else _fetch_runtime
-            fetch(owner, folder)
-            done.append(f"{_title(runtime)} for {owner} → {folder.parent}")
-    try:
-        find(machine)
-    except MissingToolError:
+    if RUNTIME in RUNTIMES[machine] and not _is_there(machine, RUNTIME):
+        _fetch_runtime(machine, runtime_folder(machine))
+        done.append(_fetched(machine, RUNTIME))
+    if _missing_tool(machine) is not None:
         _install_package(_package(machine))
         done.append(f"Debian package {_package(machine)}")
-        find(machine)
+    for owner in dict.fromkeys((machine, platform.machine())):
+        if not _is_there(owner, XNNPACK):
+            _fetch_xnnpack(owner, runtime_folder(owner, XNNPACK))
+            done.append(_fetched(owner, XNNPACK))
+    for runtime in RUNTIMES[machine]:
+        find(machine, runtime)
     return tuple(done)
 
 
@@ -159,6 +157,23 @@ def _require_known(machine: str) -> None:
             f"{', '.join(first)} and {last}",
             "deploy the onnx or tflite artifact to such boards",
         )
+
+
+def _tools(machine: str) -> tuple[str, str, str]:
+    prefix = "" if machine == platform.machine() else f"{TRIPLETS[machine]}-"
+    return f"{prefix}g++", f"{prefix}nm", f"{prefix}objcopy"
+
+
+def _missing_tool(machine: str) -> str | None:
+    return next((tool for tool in _tools(machine) if shutil.which(tool) is None), None)
+
+
+def _is_there(machine: str, runtime: str) -> bool:
+    return (runtime_folder(machine, runtime) / "lib").is_dir()
+
+
+def _fetched(machine: str, runtime: str) -> str:
+    return f"{_title(runtime)} for {machine} → {runtime_folder(machine, runtime).parent}"
 
 
 def _title(runtime: str) -> str:

@@ -95,6 +95,12 @@ def runtime(request):
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def _executorch_unless_asked(request, monkeypatch) -> None:
+    if "runtime" not in request.fixturenames:
+        monkeypatch.setitem(RUNTIMES, platform.machine(), (RUNTIME, XNNPACK))
+
+
 @pytest.fixture(scope="module")
 def built(runtime, network, example, tmp_path_factory) -> BuiltModel:
     return build_executable(network, example, tmp_path_factory.mktemp("native"), TARGET)
