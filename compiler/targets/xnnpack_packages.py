@@ -70,8 +70,15 @@ def _download(architecture: str, work: Path) -> list[Path]:
         "Dir::Cache": str(work / "cache"),
     }
     apt = ["apt-get", "--quiet=2", *(f"-o{key}={value}" for key, value in options.items())]
-    _run([*apt, "update"], work)
-    _run([*apt, "download", *PACKAGES], work)
+    # One archive of several that does not answer fails an update; what is missing fails a download.
+    said = subprocess.run(
+        [*apt, "update"], cwd=work, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    try:
+        _run([*apt, "download", *PACKAGES], work)
+    except subprocess.CalledProcessError as error:
+        error.stderr = f"{said.stderr}{error.stderr}"
+        raise
     return sorted(work.glob("*.deb"))
 
 
