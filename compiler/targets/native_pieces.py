@@ -196,8 +196,12 @@ def _link_cxx(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
     )
 
 
-def open_libgcc(toolchain: Toolchain, folder: Path, asked: set[str]) -> None:
+def open_libgcc(
+    toolchain: Toolchain, folder: Path, asked: set[str], *, unwinder: bool = True
+) -> None:
     """Copies of libgcc's archives, whose functions are hidden, and doors.s with a door to each.
+
+    unwinder: all that exceptions may need, too.
 
     A door only jumps: a call would put a frame of its own below the one that is to be unwound.
     """
@@ -206,7 +210,7 @@ def open_libgcc(toolchain: Toolchain, folder: Path, asked: set[str]) -> None:
     for archive in LIBGCC:
         path = toolchain.file(archive)
         defined = symbols(toolchain, path, DEFINED)
-        names = sorted(n for n in defined if n in asked or n.startswith("_Unwind_"))
+        names = sorted(n for n in defined if n in asked or (unwinder and n.startswith("_Unwind_")))
         renames = [f"--redefine-sym={name}=fleetcut{name}" for name in names]
         run([toolchain.objcopy, *renames, str(path), archive], folder)
         doors += [f".globl {n}\n.type {n},%function\n{n}: {jump} fleetcut{n}" for n in names]

@@ -117,8 +117,11 @@ enum xnn_status fleetcut_set_up(const fleetcut_operator *o, xnn_operator_t made,
   float *y = arena + o->output.at;
   const size_t count = positions(&o->input);
   const size_t width = small ? o->dilation_width * (o->kernel_width - 1) + 1 : o->input.width;
-  size_t height = small ? o->dilation_height * (o->kernel_height - 1) + 1 : o->input.height;
-  if (small && height == o->input.height && width == o->input.width) ++height;
+  size_t height = o->input.height;
+  if (small) { /* no picture as large as its window: XNNPACK averages that in another way */
+    height = o->dilation_height * (o->kernel_height - 1) + 2;
+    if (height == o->input.height && width == o->input.width) ++height;
+  }
   switch (o->kind) {
     case kConvolution:
       return xnn_setup_convolution2d_nhwc_f32(made, 1, height, width, x, y, threads);

@@ -43,8 +43,8 @@ const void *fleetcut_golden(const fleetcut_network *network, uint32_t position);
 /* One inference of the present network; tensors as the network's own, channels first. */
 const char *fleetcut_infer(const fleetcut_network *network, const float *input, float *output);
 
-/* The operators of a plan, for who packs their weights. small: of a picture as large as the window;
-   XNNPACK remembers where an input lies by its size, and finds that anew when the size changes. */
+/* The operators of a plan, for who packs their weights. small: of a picture a row larger than the
+   window; XNNPACK remembers where an input lies by its size, and finds that anew when the size changes. */
 enum xnn_status fleetcut_make(const fleetcut_operator *o, const float *weights,
                               xnn_operator_t *made);
 enum xnn_status fleetcut_set_up(const fleetcut_operator *o, xnn_operator_t made, float *arena,

@@ -45,7 +45,7 @@ Runtime Library Exception 3.1, https://www.gnu.org/licenses/gcc-exception-3.1.ht
 
 GCC = "libfleetcut_gcc.so"
 STAND_IN = "libgcc_s.so.1"
-"""Empty, because XNNPACK asks for it by name where the CPU cannot divide: on armv7 alone."""
+"""Empty, because XNNPACK asks for it by name on ARM, for division or atomic operations."""
 
 THEIRS = ("libcpuinfo.so.0", "libpthreadpool.so.0", "libXNNPACK.so.0")
 RUNNER = "libfleetcut_xnnpack_runner.so"
@@ -157,7 +157,7 @@ def _link_gcc(toolchain: Toolchain, folder: Path, stubs: tuple[str, ...]) -> Non
     if not asked:
         return
     write_empty(toolchain, folder, STAND_IN)
-    open_libgcc(toolchain, folder, asked)
+    open_libgcc(toolchain, folder, asked, unwinder=False)
     run(
         [
             *(toolchain.cxx, "-shared", "-s", *COMMON, f"-Wl,-soname,{GCC}", "-o", GCC),
