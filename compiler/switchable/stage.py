@@ -7,10 +7,10 @@ of sub-networks to measure at each clock, then Compiled.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler import weights
 from compiler.artifacts import Provenance, write_artifact
@@ -26,12 +26,17 @@ from compiler.pruning.importance import activation
 from compiler.recipe import Recipe
 from compiler.shrink import SCORING_PICTURES
 from compiler.switchable.artifact import KIND, build_switchable
+from compiler.switchable.executable import build_switchable_executable
 from compiler.switchable.network import SwitchableNetwork, best_first, nested_widths
 from compiler.switchable.policy import ClockLaw, Policy, fit_clock_law
+from compiler.targets.built import BuiltModel, TargetError
 from compiler.targets.candidates import candidate
 from compiler.training import evaluate, train_together
 from compiler.work import WorkFolder, read_json, write_json
 from device_agents.contract import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STAGE = "clocks"
 
@@ -71,11 +76,17 @@ def compile_switchable(
         dense = load_dense(work, recipe, name).network
         facts = {"network": name, "role": "dense"}
         finals.append(ProposedModel(f"{slug(name)}-dense", candidate("ort", dense, example), facts))
-        for target in _targets(recipe, notes):
-            folder = work.root / "targets" / f"{slug(name)}-{target.name}-{KIND}"
+        portable: bytes | None = None
+        for target, build in _builds(recipe, notes):
+            folder = work.root / "targets" / f"{slug(name)}-{target.name}-{target.runtime}"
             observe("emit", len(artifacts), len(recipe.networks) * len(recipe.targets), name)
-            built = build_switchable(network, learned.policy, example, folder, target)
+            try:
+                built = build(network, learned.policy, example, folder, target)
+            except TargetError as error:
+                notes.append(str(error))
+                continue
             data = built.files[0].path.read_bytes()
+            portable = data if built.kind == KIND else portable
             provenance = _provenance(work, recipe, name, learned, data, runs)
             artifact = write_artifact(work.artifacts, built, provenance)
             artifacts.append(
@@ -85,9 +96,9 @@ def compile_switchable(
                     "target": asdict(artifact.manifest.target),
                 }
             )
-        # The same file for every target, if there is one.
-        facts = {"network": name, "role": KIND}
-        finals.append(ProposedModel(f"{slug(name)}-{KIND}", data, facts, KIND))
+        if portable is not None:  # the same for every target
+            facts = {"network": name, "role": KIND}
+            finals.append(ProposedModel(f"{slug(name)}-{KIND}", portable, facts, KIND))
     final = propose(
         work,
         recipe,
@@ -256,21 +267,37 @@ def _write_facts(
     )
 
 
-def _targets(recipe: Recipe, notes: list[str]) -> Iterator[Target]:
+Build = Callable[[SwitchableNetwork, Policy, "Tensor", Path, Target], BuiltModel]
+
+
+def _builds(recipe: Recipe, notes: list[str]) -> Iterator[tuple[Target, Build]]:
+    """Each target with what makes its form: the file for onnxruntime, a native program, or both."""
     for target in recipe.targets:
-        if target.runtimes and "ort" not in target.runtimes:
-            notes.append(f"{target.name}: switchable networks need ort, which it has not")
-            continue
-        yield Target(
-            name=target.name,
-            machine=target.machine,
-            os=target.os,
-            runtime=KIND,
-            threads=target.threads,
-            cpu=target.cpu,
-            libc=target.libc,
-            runtime_version=target.runtimes.get("ort", ""),
-        )
+        wanted: dict[str, Build] = {}
+        if target.kind != "executable" and (not target.runtimes or "ort" in target.runtimes):
+            wanted[KIND] = build_switchable
+        if target.kind == "executable" or (
+            target.kind == "all" and "executable" in target.runtimes
+        ):
+            wanted["executable"] = build_switchable_executable
+        if not wanted:
+            notes.append(
+                f"{target.name}: switchable networks need ort or executable, and it has neither"
+            )
+        for runtime, build in wanted.items():
+            yield (
+                Target(
+                    name=target.name,
+                    machine=target.machine,
+                    os=target.os,
+                    runtime=runtime,
+                    threads=target.threads,
+                    cpu=target.cpu,
+                    libc=target.libc,
+                    runtime_version=target.runtimes.get("ort", "") if runtime == KIND else "",
+                ),
+                build,
+            )
 
 
 def _provenance(

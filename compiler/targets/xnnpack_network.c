@@ -258,23 +258,19 @@ const char *fleetcut_load(fleetcut_network *network, fleetcut_bytes bytes, int t
 const char *fleetcut_switch(fleetcut_network *network, uint32_t position) {
   const fleetcut_graph *graph = &network->graphs[position];
   const size_t size = (size_t)(network->bytes.end - network->bytes.start);
+  fleetcut_reading reading = {network->bytes, 0, size > kKept ? kGivenBack : 0};
   const char *fault = NULL;
-  size_t done = 0;
   for (uint32_t i = 0; fault == NULL && i < graph->plan->operators; ++i) {
     const fleetcut_operator *o = &graph->table[i];
     if (fleetcut_has_weights(o)) {
-      fleetcut_write(o, graph->weights, &graph->packed[i]);
-      done += graph->packed[i].size;
-    }
-    if (size > kKept && (done > kGivenBack || i + 1 == graph->plan->operators)) {
-      fleetcut_let_go(network->bytes);
-      done = 0;
+      fleetcut_write(o, graph->weights, &graph->packed[i], &reading);
     }
     for (int small = fleetcut_taps(o) > 1; fault == NULL && small >= 0; --small) {
       fault = fleetcut_fault_of(
           fleetcut_set_up(o, graph->operators[i], network->arena, network->threads, small));
     }
   }
+  if (reading.most > 0) fleetcut_let_go(reading.file);
   network->present = position;
   return fault;
 }

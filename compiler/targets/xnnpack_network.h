@@ -44,7 +44,7 @@ const void *fleetcut_golden(const fleetcut_network *network, uint32_t position);
 const char *fleetcut_infer(const fleetcut_network *network, const float *input, float *output);
 
 /* The operators of a plan, for who packs their weights. small: of a picture a row larger than the
-   window; XNNPACK remembers where an input lies by its size, and finds that anew when the size changes. */
+   window; XNNPACK remembers where an input lies by its size, and finds that anew when it changes. */
 enum xnn_status fleetcut_make(const fleetcut_operator *o, const float *weights,
                               xnn_operator_t *made);
 enum xnn_status fleetcut_set_up(const fleetcut_operator *o, xnn_operator_t made, float *arena,

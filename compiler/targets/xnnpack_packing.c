@@ -268,8 +268,15 @@ static void stepped_columns(float *to, const float *from, const float *factors, 
   }
 }
 
+static void give_back(fleetcut_reading *reading, size_t size) {
+  reading->read += size;
+  if (reading->most == 0 || reading->read < reading->most) return;
+  fleetcut_let_go(reading->file);
+  reading->read = 0;
+}
+
 void fleetcut_write(const fleetcut_operator *o, const float *weights,
-                    const fleetcut_packed *packed) {
+                    const fleetcut_packed *packed, fleetcut_reading *reading) {
   static const float ones[kBlock] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const fleetcut_layout *layout = &packed->layout;
   const size_t rows = layout->rows, taps = fleetcut_taps(o), step = layout->step;
@@ -291,5 +298,6 @@ void fleetcut_write(const fleetcut_operator *o, const float *weights,
       }
       to += padded * rows;
     }
+    give_back(reading, taps * o->shared * rows * sizeof *to); /* of narrow ones most is skipped */
   }
 }

@@ -34,7 +34,14 @@ void fleetcut_begin_network(void);
 const char *fleetcut_make_shared(const fleetcut_operator *o, const float *weights,
                                  xnn_operator_t *made, fleetcut_packed *packed);
 
+/* Pages of the file that are read. They are given back once so many bytes were: of large weights,
+   memory holds what runs. */
+typedef struct {
+  fleetcut_bytes file;
+  size_t read, most; /* bytes; most 0: they stay */
+} fleetcut_reading;
+
 void fleetcut_write(const fleetcut_operator *o, const float *weights,
-                    const fleetcut_packed *packed);
+                    const fleetcut_packed *packed, fleetcut_reading *reading);
 
 #endif

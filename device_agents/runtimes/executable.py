@@ -1,7 +1,8 @@
 """A network that is a program: spoken to over its standard input and output.
 
 Input: an executable file. Output: a Runner. It answers ``--describe`` with one JSON line; with
-``--serve --threads N`` it answers each of ``input FILE``, ``bench N``, ``output FILE`` with one.
+``--serve --threads N`` it answers each of ``input FILE``, ``bench N``, ``output FILE`` with one,
+and where it holds several networks ``follow ROOT`` and ``switches`` too.
 It times its own inferences by CLOCK_MONOTONIC: our pipe is no part of a latency.
 """
 
@@ -16,11 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
+from device_agents.contract import Switch
 from device_agents.errors import RunFailedError
 from device_agents.files import copy_flushed
 from device_agents.processes import die_with_parent, signal_name
 from device_agents.runtimes import TensorSpec
+from device_agents.sysfs import Root
 
+_SWITCH_FIELDS = ("monotonic_ns", "khz", "before", "after", "took_ns")
 _REBUILD = "build the executable anew for this board's machine"
 
 
@@ -28,6 +32,8 @@ class ExecutableRunner:
     """The program and a folder of its own, both gone after ``close``."""
 
     def __init__(self, model: Path, threads: int, scratch: Path) -> None:
+        self._follows = False
+        self._told: Tuple[Switch, ...] = ()
         self._folder = Path(tempfile.mkdtemp(prefix="run-", dir=str(scratch)))
         try:
             program = _runnable(model, self._folder)
@@ -75,7 +81,26 @@ class ExecutableRunner:
             "measure the same network on ort with operators",
         )
 
+    def follow(self, root: Root, cpufreq_policies: Sequence[str]) -> None:
+        """Nothing where the program holds one network. It finds the policies by itself."""
+        self._follows = self._switchable
+        if self._follows:
+            self._ask(f"follow {os.path.abspath(str(root.path))}")
+
+    @property
+    def switches(self) -> Tuple[Switch, ...]:
+        """After ``close`` too."""
+        if self._follows:
+            told = self._ask("switches").get("switches")
+            if not isinstance(told, list):
+                raise _protocol_error("it did not list its switches")
+            self._told = tuple(_switch(entry) for entry in told)
+        return self._told
+
     def close(self) -> None:
+        with contextlib.suppress(RunFailedError):
+            self._told = self.switches
+        self._follows = False
         with contextlib.suppress(OSError):
             self._pipe("stdin").close()
         self._process.kill()
@@ -86,6 +111,7 @@ class ExecutableRunner:
     def _read_description(self, described: Dict[str, Any]) -> None:
         self.version = str(described.get("version"))
         self.provider = self.provider_asked = str(described.get("runtime"))
+        self._switchable = "ratios" in described
         shapes = [_shape(described.get(key)) for key in ("input_shape", "output_shape")]
         self.inputs: Tuple[TensorSpec, ...] = (TensorSpec("input", "float32", shapes[0]),)
         self.outputs: Tuple[TensorSpec, ...] = (TensorSpec("output", "float32", shapes[1]),)
@@ -159,6 +185,13 @@ def _shape(found: Any) -> Tuple[int, ...]:
     if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
         raise _protocol_error(f"it describes a shape as {str(found)[:60]}")
     return tuple(found)
+
+
+def _switch(entry: Any) -> Switch:
+    numbers = [entry.get(name) for name in _SWITCH_FIELDS] if isinstance(entry, dict) else [None]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise _protocol_error(f"it tells of a switch as {str(entry)[:60]}")
+    return Switch(*numbers)
 
 
 def _ended(status: int) -> str:
