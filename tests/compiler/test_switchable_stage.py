@@ -11,7 +11,7 @@ from compiler.dataset import Run, Runs
 from compiler.errors import CompilerError
 from compiler.proposals import Proposal
 from compiler.recipe import Recipe, RecipeTarget, Switchable
-from compiler.switchable.stage import learn
+from compiler.switchable.stage import _builds, learn
 
 KHZ = (500_000, 1_000_000, 2_000_000)
 PROPOSAL = Proposal(
@@ -78,3 +78,25 @@ def test_runs_that_do_not_count_are_done_without_while_two_clocks_are_left() -> 
     none = runs(lambda board, position, khz: position == 1 and khz != max(KHZ))
     with pytest.raises(CompilerError, match=r"resnet20: fast tells no law.*clocks/campaign.yaml"):
         learn(PROPOSAL, none, "resnet20", CLUSTERS, recipe())
+
+
+def board(**facts) -> RecipeTarget:
+    return RecipeTarget(**{"name": "b", "machine": "aarch64", "kind": "all", **facts})
+
+
+@pytest.mark.parametrize(
+    ("target", "runtimes"),
+    [
+        (board(kind="onnx"), ["switchable"]),
+        (board(kind="executable"), ["executable"]),
+        (board(), ["switchable"]),
+        (board(runtimes={"ort": "1.19.2", "executable": ""}), ["switchable", "executable"]),
+        (board(machine="armv7l", runtimes={"tflite": "2.14.0", "executable": ""}), ["executable"]),
+        (board(runtimes={"tflite": "2.14.0"}), []),
+    ],
+)
+def test_each_board_gets_the_forms_whose_runtime_it_has(target, runtimes) -> None:
+    notes: list[str] = []
+    asked = recipe().model_copy(update={"targets": (target,)})
+    assert [made.runtime for made, _ in _builds(asked, notes)] == runtimes
+    assert bool(notes) == (not runtimes)
