@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -25,17 +24,16 @@ from compiler.targets.built import (
     ATOL_FP32,
     BuiltModel,
     Floats,
-    TargetError,
     parity,
     reference_output,
     require_fp32,
 )
 from compiler.targets.executable import (
-    RUN_TIMEOUT_S,
     Content,
     link,
     pieces_of,
     run_executable,
+    self_tested,
     ship,
 )
 from compiler.targets.native_pieces import Pieces
@@ -207,14 +205,4 @@ def _tried(target: Target, here: Pieces, content: Content) -> float:
         link(target, here, content, program)
         found = run_executable(target, program, content.golden_input)
         parity(target, content.golden_output, found.reshape(content.golden_output.shape))
-        done = subprocess.run(
-            [program, "--selftest"], capture_output=True, timeout=RUN_TIMEOUT_S, check=False
-        )
-    said = json.loads(done.stdout or b"{}")
-    if done.returncode != 0 or not said.get("passed"):
-        raise TargetError(
-            target,
-            f"a sub-network does not answer as PyTorch's: {said or done.stderr.decode()}",
-            "do not ship it; look for an operator that the converter approximates",
-        )
-    return float(said["max_abs_err"])
+        return self_tested(target, program)

@@ -8,6 +8,7 @@ Machines that ExecuTorch does not know get Debian's XNNPACK, which xnnpack_runne
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import platform
 import shutil
@@ -155,6 +156,21 @@ def run_executable(target: Target, program: Path, x: Floats) -> Floats:
             "check that this machine's kernel is 3.17 or newer and its memory suffices",
         ) from error
     return np.frombuffer(done.stdout, "<f4").astype(np.float32)
+
+
+def self_tested(target: Target, program: Path) -> float:
+    """The largest deviation from all golden outputs inside. Raises TargetError beyond its bound."""
+    done = subprocess.run(
+        [program.resolve(), "--selftest"], capture_output=True, timeout=RUN_TIMEOUT_S, check=False
+    )
+    said = json.loads(done.stdout or b"{}")
+    if done.returncode != 0 or not said.get("passed"):
+        raise TargetError(
+            target,
+            f"its self-test fails: {said or done.stderr[-SAID_CHARS:].decode(errors='replace')}",
+            "do not ship it; look for an operator that the converter approximates",
+        )
+    return float(said["max_abs_err"])
 
 
 def _answers(target: Target, here: Pieces, content: Content) -> Callable[[Floats], Floats]:
