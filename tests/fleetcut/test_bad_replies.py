@@ -129,6 +129,11 @@ def test_replies_of_agents(confined):
     play_replies(confined, QUICK)
 
 
+def test_names_of_missing_files_that_are_none(tmp_path):
+    (tmp_path / "m").write_bytes(b"m")
+    check_reply(tmp_path / "m", "has", said([{"present": [], "missing": [[]]}]))
+
+
 @pytest.mark.slow
 def test_many_more_replies(confined):
     play_replies(confined, SLOW)
