@@ -21,7 +21,7 @@ from device_agents.contract import (
     DeviceProfile,
     MeasurementRecord,
     RunSpec,
-    decode,
+    decode_object,
     encode,
 )
 from harness.bundle import Bundle
@@ -118,11 +118,11 @@ class AgentSession:
 
     def probe(self) -> DeviceProfile:
         """What the board is."""
-        return self._decode(DeviceProfile, self._call("probe")[-1])
+        return self._fit(DeviceProfile, self._json(self._call("probe")[-1]))
 
     def state(self) -> BoardState:
         """What state the board is in now."""
-        return self._decode(BoardState, self._call("state")[-1])
+        return self._fit(BoardState, self._json(self._call("state")[-1]))
 
     def check(self) -> tuple[Check, ...]:
         """What works on the board and what does not."""
@@ -143,7 +143,9 @@ class AgentSession:
         if not blobs:
             return 0
         missing = self._json(self._call("has", *sorted(blobs))[-1]).get("missing")
-        if not isinstance(missing, list) or any(digest not in blobs for digest in missing):
+        if not isinstance(missing, list) or any(
+            not isinstance(digest, str) or digest not in blobs for digest in missing
+        ):
             raise self._error("the agent's list of missing files is not in the agreed form")
         if missing:
             self._make_room([blobs[d] for d in blobs], [blobs[d] for d in missing])
@@ -395,11 +397,9 @@ class AgentSession:
         if not isinstance(seq, int) or seq <= last_seq:
             raise self._error(f"the journal's sequence went from {last_seq} to {str(seq)[:20]}")
         if event == "record":
-            body = json.dumps(document.get("record")).encode("utf-8")
-            return JournalEntry(seq, record=self._decode(MeasurementRecord, body))
+            return JournalEntry(seq, record=self._fit(MeasurementRecord, document.get("record")))
         if event == "session":
-            body = json.dumps(document.get("profile")).encode("utf-8")
-            return JournalEntry(seq, profile=self._decode(DeviceProfile, body))
+            return JournalEntry(seq, profile=self._fit(DeviceProfile, document.get("profile")))
         if event == "run_started":
             return JournalEntry(seq, run_started=str(document.get("run_id")))
         return JournalEntry(seq)
@@ -413,9 +413,9 @@ class AgentSession:
             raise self._error(f"the agent answered {line[:60]!r}, which is not a JSON object")
         return document
 
-    def _decode(self, cls: type[T], line: bytes) -> T:
+    def _fit(self, cls: type[T], document: object) -> T:
         try:
-            return decode(cls, line)
+            return decode_object(cls, document)
         except CodecError as error:
             raise self._error(f"the agent's {cls.__name__} does not fit: {error}") from None
 

@@ -9,7 +9,13 @@ from device_agents.contract.artifacts import (
     Target,
 )
 from device_agents.contract.canonical import canonical_json, to_plain
-from device_agents.contract.codec import SCHEMA_VERSION, CodecError, decode, encode
+from device_agents.contract.codec import (
+    SCHEMA_VERSION,
+    CodecError,
+    decode,
+    decode_object,
+    encode,
+)
 from device_agents.contract.conditions import BoardState, Condition, Reason, Verdict
 from device_agents.contract.records import (
     DeviceProfile,
@@ -43,6 +49,7 @@ __all__ = [
     "Verdict",
     "canonical_json",
     "decode",
+    "decode_object",
     "encode",
     "to_plain",
 ]

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
-from typing import Any, Mapping
+from typing import Any, Mapping, Tuple, Type
 
 ADDED_LATER: Mapping[str, bool] = {"fleetcut.added_later": True}
 """Metadata of a field that joined its dataclass after values of it were hashed. It is left out
 where it holds its default, so that what was written before keeps its hash."""
+
+
+_PLAIN = frozenset({str, int, bool})
 
 
 def to_plain(value: Any) -> Any:
@@ -21,11 +25,13 @@ def to_plain(value: Any) -> Any:
     A whole float becomes an integer, so that 60 and 60.0 give one hash. A field that is
     ADDED_LATER and holds its default is left out.
     """
+    if value is None or type(value) in _PLAIN:  # most of a record
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            f.name: to_plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not (f.metadata.get("fleetcut.added_later") and getattr(value, f.name) == f.default)
+            name: to_plain(getattr(value, name))
+            for name, later, default in _fields(type(value))
+            if not (later and getattr(value, name) == default)
         }
     if isinstance(value, enum.Enum):
         return value.value
@@ -36,6 +42,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+@functools.lru_cache(maxsize=None)
+def _fields(cls: Type[Any]) -> Tuple[Tuple[str, bool, Any], ...]:
+    """Name, whether ADDED_LATER, and default of each."""
+    return tuple(
+        (f.name, bool(f.metadata.get("fleetcut.added_later")), f.default)
+        for f in dataclasses.fields(cls)
+    )
 
 
 def canonical_json(value: Any) -> bytes:

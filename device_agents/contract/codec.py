@@ -12,7 +12,7 @@ import functools
 import json
 from typing import Any, Callable, Dict, Mapping, Tuple, Type, TypeVar, Union, get_type_hints
 
-from device_agents.contract.canonical import canonical_json, to_plain
+from device_agents.contract.canonical import canonical_json
 
 SCHEMA_VERSION = 1
 
@@ -33,13 +33,19 @@ class CodecError(ValueError):
 
 def encode(value: Any) -> str:
     """One JSON line (without newline) that names its type and schema version."""
-    document = {"schema": SCHEMA_VERSION, "type": type(value).__name__, "body": to_plain(value)}
+    document = {"schema": SCHEMA_VERSION, "type": type(value).__name__, "body": value}
     return canonical_json(document).decode("utf-8")
 
 
 def decode(cls: Type[T], line: Union[str, bytes]) -> T:
     """The value that ``encode`` wrote, upgraded to this schema version. Raises CodecError."""
-    document = parse_object(line)
+    return decode_object(cls, parse_object(line))
+
+
+def decode_object(cls: Type[T], document: Any) -> T:
+    """The same of what JSON made of it already. Raises CodecError."""
+    if not isinstance(document, dict):
+        raise CodecError("$", f"is {_show(document)}, expected an object")
     found = document.get("type")
     if found != cls.__name__:
         raise CodecError("type", f"is {_show(found)}, expected {cls.__name__!r}")
@@ -117,10 +123,15 @@ def _convert(hint: Any, data: Any, path: str) -> Any:
     return _convert_scalar(hint, data, path)
 
 
+_EXACT = frozenset({int, str, bool})
+
+
 def _convert_tuple(args: Tuple[Any, ...], data: Any, path: str) -> Tuple[Any, ...]:
     if not isinstance(data, list):
         raise CodecError(path, f"is {_show(data)}, expected a list")
     if len(args) == 2 and args[1] is Ellipsis:
+        if args[0] in _EXACT and all(type(item) is args[0] for item in data):
+            return tuple(data)  # a record's latencies
         return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(data))
     if len(args) != len(data):
         raise CodecError(path, f"has {len(data)} items, expected {len(args)}")

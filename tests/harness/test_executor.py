@@ -352,7 +352,7 @@ def test_an_agent_answer_that_is_no_json_is_an_error_that_names_the_board(board)
             pass
 
     agent = AgentSession(board, Babbling(), build_bundle())
-    with pytest.raises(StableBoardError, match=r"vb-01: the agent.*does not fit"):
+    with pytest.raises(StableBoardError, match=r"vb-01: the agent.*not a JSON object"):
         agent.probe()
     with pytest.raises(StableBoardError, match="not a JSON object"):
         agent.check()
