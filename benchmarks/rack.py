@@ -114,8 +114,10 @@ def _campaign(folder: Path, rack: rack_boards.Rack, model: Path) -> Row:
     specs = rack_boards.specs_by_board(single, rack.inventory)[board.board_id]
     pure_s = CAMPAIGN_RUNS * rack_boards.pure_s(board, model, "single", specs)
     rack.forget()
+    before_s = rack.cpu_s()
     taken = fleetcut(job)
-    return _row("fleetcut, campaign", BOARDS, CAMPAIGN_RUNS, pure_s, taken)
+    row = _row("fleetcut, campaign", BOARDS, CAMPAIGN_RUNS, pure_s, taken)
+    return {**row, "boards_cpu_s": rack.cpu_s() - before_s}
 
 
 def _row(name: str, boards: int, runs_each: int, pure_s: float, taken: Taken) -> Row:
