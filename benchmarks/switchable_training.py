@@ -7,6 +7,7 @@ sub-networks. Weights stay in the work folder, so that a second call only evalua
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 from compiler import data, networks, training, weights
 from compiler.pruning import importance
 from compiler.pruning.groups import trace
-from compiler.switchable.network import SwitchableNetwork, best_first, nested_widths
+from compiler.switchable.network import (
+    RANDOM_WIDTHS,
+    SwitchableNetwork,
+    best_first,
+    nested_widths,
+)
 from compiler.training import Distillation, TrainSettings
 
 SEED = 0
@@ -29,13 +35,19 @@ SCORED_PICTURES = 512
 
 @dataclass(frozen=True)
 class Budget:
-    """ratios: of channels that go. epochs: of the dense network, and again of what comes after it.
+    """ratios: of channels that go. epochs: of the dense network, and of each network alone.
     pictures: of the training part, None for all.
     """
 
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     epochs: int = 8
     pictures: int | None = None
+
+    @property
+    def epochs_together(self) -> int:
+        """Of a step the widest, the narrowest and RANDOM_WIDTHS of those between are part."""
+        between = max(0, len(self.ratios) - 2)
+        return self.epochs * max(1, math.ceil(between / RANDOM_WIDTHS))
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,8 @@ class Trained:
 def trained(folder: Path, name: str, budget: Budget) -> Trained:
     """Everything trained, or read from the folder where it was.
 
-    Alone: the same slice of the same dense network, distilled from it for as many epochs.
+    Alone: the same slice of the same dense network, distilled from it for budget.epochs. Together:
+    for so many epochs that each sub-network is in as many steps as alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = _splits(budget)
@@ -70,7 +83,9 @@ def trained(folder: Path, name: str, budget: Budget) -> Trained:
     _once(
         folder / "together",
         switchable,
-        lambda: training.train_together(switchable, splits, settings),
+        lambda: training.train_together(
+            switchable, splits, replace(settings, epochs=budget.epochs_together)
+        ),
     )
     distilled = partial(
         training.distil,
