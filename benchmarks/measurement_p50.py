@@ -88,7 +88,7 @@ class P50Part:
         path = self.boards.folder / "p50" / f"{number:03d}.json.z"
         if (stored := kept(path)) is not None:
             return stored  # type: ignore[no-any-return]
-        found: dict[str, dict[str, Sequence[int]]] = {}
+        found: dict[str, dict[str, list[int]]] = {}
         with ThreadPoolExecutor(len(WAYS)) as threads:
             for model in self.models:
                 timing = {way: threads.submit(self._timed, way, model, number) for way in WAYS}
