@@ -124,7 +124,7 @@ def comparisons(folder: Path, effort: Effort) -> Part:
 def throttling(folder: Path, effort: Effort) -> Part:
     runs: list[Judged] = []
     planned = plan(effort.throttled, effort.clean)
-    with Boards(folder / "hot", measurement_throttling.RACK) as boards:
+    with on_one_cpu(), Boards(folder / "hot", measurement_throttling.RACK) as boards:
         model = model_file(folder / "models", MODEL)
         while kind := next_kind(planned, runs, effort.throttled):
             runs.append(measurement_throttling.measured(boards, model, len(runs), kind))

@@ -2,8 +2,10 @@
 
 Input: boards of little heat capacity and small batteries. Output: rows and bars.
 The truth is what the boards' physics did to their clock, read from the page that slows them down,
-not from anything that the agent sees. Heat and charge are set before each run so that the trip, or
-the firmware's cap for a weak battery, comes while the run lasts: when exactly is chance.
+not from anything that the agent sees; and whether the host itself ran at one speed, told by a probe
+of our own on the same CPU (a neighbour on a cloud machine's core costs a third, and then a run that
+physics left alone has two speeds all the same). Heat and charge are set before each run so that the
+trip, or the firmware's cap for a weak battery, comes while the run lasts: when exactly is chance.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from benchmarks.measurement_boards import SEED, Boards, ModelFile
 from benchmarks.measurement_samples import keep, kept
@@ -68,6 +72,14 @@ DURING, THROUGHOUT, NEAR, NEVER = "during", "throughout", "near", "never"
 """Of a run's clock: lowered in the timed loop and not all along; lowered all along; lowered only
 outside the loop; never lowered."""
 
+HOST_MOVED = "never, but the host's speed moved"
+PROBE_EVERY_S = 0.02
+PROBE_SIDE, PROBE_PRODUCTS = 64, 8
+"""A probe multiplies so many times two square matrices that fit the first cache: some 0.05 ms."""
+HOST_PARTS = 8
+HOST_CHANGE = 0.05
+"""Between the slowest and the fastest of so many parts of a loop."""
+
 Row = dict[str, Any]
 Span = tuple[int, int]
 """From and to, in ns of CLOCK_MONOTONIC."""
@@ -83,8 +95,28 @@ class Judged:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class HostLog:
+    """Probes of the host's speed. at_ns: CLOCK_MONOTONIC; took_ns: of each."""
+
+    at_ns: list[int]
+    took_ns: list[int]
+
+    def moved(self, loop: Span) -> bool:
+        """Whether the medians of a loop's parts are HOST_CHANGE apart. False with few probes."""
+        inside = [
+            took_ns
+            for at_ns, took_ns in zip(self.at_ns, self.took_ns, strict=True)
+            if loop[0] <= at_ns <= loop[1]
+        ]
+        if len(inside) < 3 * HOST_PARTS:
+            return False
+        parts = [float(np.median(part)) for part in np.array_split(inside, HOST_PARTS)]
+        return max(parts) > (1 + HOST_CHANGE) * min(parts)
+
+
 class PhysicsLog:
-    """A board's slowness over time, as its physics sets it. A context manager.
+    """A board's slowness over time, as its physics sets it, and the host's. A context manager.
 
     slow: spans of time in which the clock was below full. begun_ns: since when it is watched.
     """
@@ -92,12 +124,17 @@ class PhysicsLog:
     def __init__(self, page: Path) -> None:
         self._page = ClockPage(page)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="physics-log", daemon=True)
+        self._threads = [
+            threading.Thread(target=watch, name="physics-log", daemon=True)
+            for watch in (self._watch, self._watch_host)
+        ]
         self.slow: list[Span] = []
+        self.host = HostLog([], [])
         self.begun_ns = time.monotonic_ns()
 
     def __enter__(self) -> PhysicsLog:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -107,8 +144,19 @@ class PhysicsLog:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._page.close()
+
+    def _watch_host(self) -> None:
+        a = np.random.default_rng(SEED).random((PROBE_SIDE, PROBE_SIDE), dtype=np.float32)
+        while not self._ended.wait(PROBE_EVERY_S):
+            a @ a  # the caches are the board's
+            began_ns = time.monotonic_ns()
+            for _ in range(PROBE_PRODUCTS):
+                a @ a
+            self.host.at_ns.append(began_ns)
+            self.host.took_ns.append(time.monotonic_ns() - began_ns)
 
     def _watch(self) -> None:
         since_ns: int | None = None
@@ -178,7 +226,8 @@ def measured(boards: Boards, model: ModelFile, number: int, kind: str) -> Judged
         stored = _watched(boards, model, first, kind, random.Random(f"{SEED}:{number}"))  # noqa: S311
         keep(path, stored)
     (record,) = boards.measure([replace(first, repeat=stored["repeat"])], [model])
-    return judged(kind, [(start, end) for start, end in stored["slow"]], record)
+    slow = [(start, end) for start, end in stored["slow"]]
+    return judged(kind, slow, HostLog(**stored["host"]), record)
 
 
 def _watched(
@@ -191,14 +240,18 @@ def _watched(
             (record,) = boards.measure([replace(first, repeat=repeat)], [model])
         if not record.states or record.states[0].monotonic_ns >= log.begun_ns:
             break
-    return {"repeat": repeat, "slow": log.slow}
+    host = {"at_ns": log.host.at_ns, "took_ns": log.host.took_ns}
+    return {"repeat": repeat, "slow": log.slow, "host": host}
 
 
-def judged(kind: str, slow: Sequence[Span], record: MeasurementRecord) -> Judged:
+def judged(kind: str, slow: Sequence[Span], host: HostLog, record: MeasurementRecord) -> Judged:
     verdict = record.verdict
     if verdict is None:
         raise RuntimeError(f"run {record.run_id}: {record.error}")
-    truth = truth_of(slow, *spans_of(record))
+    run, loop = spans_of(record)
+    truth = truth_of(slow, run, loop)
+    if truth == NEVER and host.moved(loop):
+        truth = HOST_MOVED
     return Judged(kind, truth, verdict.valid, tuple(reason.value for reason in verdict.reasons))
 
 
@@ -235,7 +288,7 @@ def throttling_bars(runs: Sequence[Judged]) -> list[Bar]:
     bars = []
     for truth, what, op, limit, unproven in (
         (DURING, "throttled in the timed loop: marked invalid", ">=", LEAST_MARKED, 0.0),
-        (NEVER, "never throttled: wrongly marked invalid", "<=", MOST_WRONGLY, 1.0),
+        (NEVER, "never throttled, host steady: wrongly marked invalid", "<=", MOST_WRONGLY, 1.0),
     ):
         those = [run for run in runs if run.truth == truth]
         share = sum(not run.valid for run in those) / len(those) if those else unproven

@@ -29,9 +29,11 @@ from benchmarks.measurement_throttling import (
     CLEAN,
     DURING,
     HEAT,
+    HOST_MOVED,
     NEAR,
     NEVER,
     THROUGHOUT,
+    HostLog,
     Judged,
     PhysicsLog,
     judged,
@@ -198,11 +200,24 @@ def test_the_timed_loop_begins_with_the_first_sample_and_lasts_as_long_as_the_ag
     assert spans_of(record()) == ((0, 200), (110, 150))
 
 
+STEADY = HostLog(list(range(110, 150)), [50] * 40)
+
+
+def test_a_host_that_changed_its_own_speed_in_the_loop_is_told_and_its_run_judged_by_no_bar():
+    slower = HostLog(list(range(110, 150)), [50] * 20 + [66] * 20)
+    before = HostLog(list(range(70, 150)), [66] * 40 + [50] * 40)
+    assert judged(CLEAN, [], slower, record(valid=False)).truth == HOST_MOVED
+    assert judged(CLEAN, [], before, record(valid=False)).truth == NEVER
+    assert judged(HEAT, [(120, 400)], slower, record(valid=False)).truth == DURING
+    _, wrongly = throttling_bars([judged(CLEAN, [], slower, record(valid=False))])
+    assert not wrongly.holds  # nothing was proven
+
+
 def test_verdicts_are_held_against_the_truth_only_where_it_is_plain():
     runs = [
-        judged(HEAT, [(120, 400)], record(valid=False)),
-        judged(HEAT, [(20, 90)], record(valid=False)),
-        judged(CLEAN, [], record(valid=True)),
+        judged(HEAT, [(120, 400)], STEADY, record(valid=False)),
+        judged(HEAT, [(20, 90)], STEADY, record(valid=False)),
+        judged(CLEAN, [], STEADY, record(valid=True)),
     ]
     marked, wrongly = throttling_bars(runs)
     assert (marked.value, marked.holds) == (1.0, True)
@@ -234,6 +249,16 @@ def test_the_log_of_physics_holds_what_is_slow_from_its_begin_to_its_end(tmp_pat
     with PhysicsLog(tmp_path / "page") as log:
         pass
     assert len(log.slow) == 1
+    page.close()
+
+
+def test_the_host_is_probed_while_physics_is_watched(tmp_path):
+    page = ClockPage(tmp_path / "page")
+    with PhysicsLog(tmp_path / "page") as log:
+        while not log.host.took_ns:
+            pass
+    assert len(log.host.at_ns) == len(log.host.took_ns)
+    assert log.host.at_ns[0] >= log.begun_ns
     page.close()
 
 
