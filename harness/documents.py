@@ -48,7 +48,7 @@ def read_either(path: Path, model_of: Callable[[Any], type[M]]) -> M:
         raise DocumentError(
             path,
             _nearest_line(lines, location),
-            f"{_dotted(location)}: {_fact(first)}",
+            f"{dotted(location)}: {_fact(first)}",
             _instead(model, location, str(first["type"])),
         ) from None
 
@@ -152,10 +152,15 @@ def _nearest_line(lines: dict[Location, int], location: Location) -> int | None:
     return None
 
 
-def _dotted(location: Location) -> str:
+def dotted(location: Location) -> str:
+    """Where in a document, in one line: ``boards[0].host``."""
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if part.isprintable() else repr(part)  # a key may hold a line break
+            text += f".{key}" if text else key
     return text or "the document"
 
 

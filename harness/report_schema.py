@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from harness.documents import dotted
 from harness.errors import DocumentError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -287,7 +288,7 @@ def parse_report(text: str | bytes, source: Path) -> Report:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = _dotted(first["loc"])
+        where = dotted(first["loc"])
         fact = f"{where}: {str(first['msg'])[:1].lower()}{str(first['msg'])[1:]}"
         raise DocumentError(source, None, fact, _NEXT) from None
 
@@ -295,10 +296,3 @@ def parse_report(text: str | bytes, source: Path) -> Report:
 def dump_report(report: Report) -> str:
     """The text of report.json. The report was checked when it was built."""
     return json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False) + "\n"
-
-
-def _dotted(location: tuple[Any, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or "the document"

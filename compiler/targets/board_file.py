@@ -182,7 +182,8 @@ def _checked(source: str, data: object) -> BoardTarget:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "the document"
-        where = ".".join(str(part) for part in first["loc"]) or field
+        parts = map(str, first["loc"])  # a key may hold a line break
+        where = ".".join(part if part.isprintable() else repr(part) for part in parts) or field
         if field in BoardTarget.model_fields:
             example = (BoardTarget.model_fields[field].examples or [""])[0]
             instead = f"write for example {field}: {example}"

@@ -250,6 +250,7 @@ def test_measured_again_neither_cells_nor_canaries_meet_old_numbers(lab):
     [
         ({"conditions": {"temp": [[1, 2]]}}, ":11: conditions.temp: is not a key known here"),
         ({"conditions": {"temp": [[1, 2]]}}, "known keys are: battery_pct, freq_khz"),
+        ({"conditions": {"a\nb": 1}}, "conditions.'a\\nb': is not a key known here"),
         ({"conditions": {"temp_c": []}}, "conditions.temp_c: list should have at least 1"),
         ({"conditions": {"temp_c": [[55, 45]]}}, "the band from 55 to 45 is empty"),
         ({"conditions": {"temp_c": [[55, 45]]}}, "'temp_c: [[45, 55], [65, 75]]'"),
