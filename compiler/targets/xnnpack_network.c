@@ -9,7 +9,7 @@
 
 #include "xnnpack_packing.h"
 
-enum { kAlignment = 64, kGivenBack = 1 << 20, kKept = 10 << 20 };
+enum { kAlignment = 64 };
 
 static const char *const kFaults[] = {
     [xnn_status_success] = NULL,
@@ -255,22 +255,28 @@ const char *fleetcut_load(fleetcut_network *network, fleetcut_bytes bytes, int t
   return fault != NULL || !switchable ? fault : fleetcut_switch(network, 0);
 }
 
+/* Whether XNNPACK remembers where its inputs lie: not where every point is its own input. */
+static int has_window(const fleetcut_operator *o) {
+  const int moves = o->stride_height * o->stride_width > 1 || o->top + o->left > 0 ||
+                    o->right + o->bottom > 0 || fleetcut_taps(o) > 1;
+  return moves && (o->kind == kConvolution || o->kind == kMaxPool || o->kind == kAveragePool);
+}
+
 const char *fleetcut_switch(fleetcut_network *network, uint32_t position) {
   const fleetcut_graph *graph = &network->graphs[position];
-  const size_t size = (size_t)(network->bytes.end - network->bytes.start);
-  fleetcut_reading reading = {network->bytes, 0, size > kKept ? kGivenBack : 0};
+  fleetcut_reading reading = {network->bytes, 0};
   const char *fault = NULL;
   for (uint32_t i = 0; fault == NULL && i < graph->plan->operators; ++i) {
     const fleetcut_operator *o = &graph->table[i];
     if (fleetcut_has_weights(o)) {
       fleetcut_write(o, graph->weights, &graph->packed[i], &reading);
     }
-    for (int small = fleetcut_taps(o) > 1; fault == NULL && small >= 0; --small) {
+    for (int small = 1; fault == NULL && has_window(o) && small >= 0; --small) {
       fault = fleetcut_fault_of(
           fleetcut_set_up(o, graph->operators[i], network->arena, network->threads, small));
     }
   }
-  if (reading.most > 0) fleetcut_let_go(reading.file);
+  fleetcut_let_go(reading.file);
   network->present = position;
   return fault;
 }

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { kAlignment = 64, kProbeOutputs = 64 };
+enum { kAlignment = 64, kProbeOutputs = 64, kGivenBack = 1 << 20 };
 
 static const char kUnknownOrder[] = "XNNPACK arranges weights in an order that is not known here";
 
@@ -270,7 +270,7 @@ static void stepped_columns(float *to, const float *from, const float *factors, 
 
 static void give_back(fleetcut_reading *reading, size_t size) {
   reading->read += size;
-  if (reading->most == 0 || reading->read < reading->most) return;
+  if (reading->read < kGivenBack) return;
   fleetcut_let_go(reading->file);
   reading->read = 0;
 }

@@ -34,11 +34,10 @@ void fleetcut_begin_network(void);
 const char *fleetcut_make_shared(const fleetcut_operator *o, const float *weights,
                                  xnn_operator_t *made, fleetcut_packed *packed);
 
-/* Pages of the file that are read. They are given back once so many bytes were: of large weights,
-   memory holds what runs. */
+/* Pages of the file that are read: they are given back, and memory holds what runs. */
 typedef struct {
   fleetcut_bytes file;
-  size_t read, most; /* bytes; most 0: they stay */
+  size_t read; /* bytes, since they were */
 } fleetcut_reading;
 
 void fleetcut_write(const fleetcut_operator *o, const float *weights,

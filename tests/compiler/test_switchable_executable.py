@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from compiler.networks import build, input_shape
 from compiler.switchable.executable import build_switchable_executable
 from compiler.switchable.network import SwitchableNetwork
 from compiler.targets import TargetError, build_executable, toolchains
@@ -202,6 +203,14 @@ def test_int8_and_older_boards_are_refused(network, example, tmp_path):
     for change in ({"precision": "int8"}, {"libc": "glibc 2.26"}):
         with pytest.raises(TargetError):
             build_switchable_executable(network, POLICY, example, tmp_path, replace(HERE, **change))
+
+
+def test_a_network_with_shortcuts_answers_at_every_width(tmp_path):
+    """Building tries each, and the widest again: strided points remember their input too."""
+    shape = input_shape("digits_resnet")
+    network = with_banks(build("digits_resnet", 0), shape, RATIOS)
+    built = build_switchable_executable(network, POLICY, torch.rand(1, *shape), tmp_path, HERE)
+    assert built.max_abs_err <= ATOL_FP32
 
 
 class Wide(nn.Module):
