@@ -19,6 +19,9 @@ from harness.errors import DocumentError, HarnessError
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FINGERPRINT_PATTERN = r"^SHA256:[A-Za-z0-9+/]{43}$"
 
+SHOWN_CHARS = 80
+"""Of what somebody wrote, in a message."""
+
 CACHE_MIB = 2048
 """About an eighth of the smallest card that a board is likely to have."""
 
@@ -66,7 +69,7 @@ class Inventory:
             if board.board_id == board_id:
                 return board
         raise HarnessError(
-            f"{self.path}: no board {board_id!r}. Next: use one of "
+            f"{self.path}: no board {board_id[:SHOWN_CHARS]!r}. Next: use one of "
             f"{', '.join(b.board_id for b in self.boards)}"
         )
 
@@ -86,7 +89,7 @@ class Inventory:
         )
         if not chosen:
             raise HarnessError(
-                f"{self.path}: no board fits labels {dict(labels or {})}. "
+                f"{self.path}: no board fits labels {str(dict(labels or {}))[:SHOWN_CHARS]}. "
                 "Next: fleetcut check --json shows every board and its labels"
             )
         return chosen

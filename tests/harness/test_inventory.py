@@ -46,6 +46,8 @@ def test_select_by_label_and_id(tmp_path):
     assert [b.board_id for b in inventory.select(["pi4-02"])] == ["pi4-02"]
     with pytest.raises(HarnessError, match=r"no board 'pi9'.*use one of pi4-01, pi4-02"):
         inventory.select(["pi9"])
+    with pytest.raises(HarnessError, match=r"no board 'a{80}'\. Next"):
+        inventory.board("a" * 5000)
     with pytest.raises(HarnessError, match="no board fits"):
         inventory.select(labels={"cooling": "water"})
 
