@@ -228,6 +228,7 @@ def test_a_name_that_leaves_the_folder_is_refused(built, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_every_target_is_the_same_bytes_in_another_process(tmp_path):
     """Another hash seed, folder and module state; its streams stay clean, too."""
     other = subprocess.Popen(

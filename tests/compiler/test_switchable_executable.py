@@ -38,6 +38,9 @@ from tests.compiler.switchable_samples import (
     with_banks,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+"""Of JAX, which exporters of other tests load into this process; there is none on a board."""
+
 HERE = Target("here", platform.machine(), "linux", "executable")
 Ask = Callable[[str], dict[str, object]]
 

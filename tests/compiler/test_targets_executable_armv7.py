@@ -25,6 +25,9 @@ from compiler.targets.xnnpack_pieces import xnnpack_pieces
 from device_agents.contract.artifacts import Target
 from device_agents.runtimes import RUNTIMES
 
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+"""Of JAX, which exporters of other tests load into this process; there is none on a board."""
+
 PI = Target("pi-32", "armv7l", "linux", "executable", cpu="cortex-a53", libc="glibc 2.31")
 ARM_LIBRARIES = Path("/usr/arm-linux-gnueabihf/lib")
 C_LIBRARY = ("ld-linux-armhf.so.3", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0")
