@@ -77,8 +77,9 @@ PROBE_EVERY_S = 0.02
 PROBE_SIDE, PROBE_PRODUCTS = 64, 8
 """A probe multiplies so many times two square matrices that fit the first cache: some 0.05 ms."""
 HOST_PARTS = 8
-HOST_CHANGE = 0.05
-"""Between the slowest and the fastest of so many parts of a loop."""
+HOST_CHANGE = 0.15
+"""Between the slowest and the fastest of so many parts of a loop: a neighbour costs a third, and
+the probe alone scatters by a tenth, for the caches are the board's."""
 
 Row = dict[str, Any]
 Span = tuple[int, int]
