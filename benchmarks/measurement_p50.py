@@ -34,8 +34,8 @@ VALUES = {"digits_mobilenet": 6000, "digits_resnet": 6000, "mobilenet_v2": 1000}
 """Networks and how often a round times each: about six seconds."""
 
 HEAD_START_S = 0.7
-"""Of fleetcut's way: a connection and a session until the loop begins. Where turns are taken, each
-step of these would wait for the peers' loops, and little of the three were at the same time."""
+"""Of fleetcut's way: each step of a connection and a session would wait for turns of the peers.
+It synchronises nothing: ``together`` counts what ran together, and refuses a round without it."""
 
 WARMUPS = 20
 WAYS = ("fleetcut", "pyperf", "loop")

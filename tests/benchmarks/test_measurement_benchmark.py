@@ -203,14 +203,15 @@ def test_the_timed_loop_begins_with_the_first_sample_and_lasts_as_long_as_the_ag
 STEADY = HostLog(list(range(110, 150)), [50] * 40)
 
 
-def test_a_host_that_changed_its_own_speed_in_the_loop_is_told_and_its_run_judged_by_no_bar():
+def test_a_host_that_changed_its_own_speed_in_the_loop_is_told_and_excuses_no_verdict():
     slower = HostLog(list(range(110, 150)), [50] * 20 + [66] * 20)
     before = HostLog(list(range(70, 150)), [66] * 40 + [50] * 40)
     assert judged(CLEAN, [], slower, record(valid=False)).truth == HOST_MOVED
     assert judged(CLEAN, [], before, record(valid=False)).truth == NEVER
     assert judged(HEAT, [(120, 400)], slower, record(valid=False)).truth == DURING
-    _, wrongly = throttling_bars([judged(CLEAN, [], slower, record(valid=False))])
-    assert not wrongly.holds  # nothing was proven
+    runs = [judged(CLEAN, [], host, record(valid=host is STEADY)) for host in (slower, STEADY)]
+    _, wrongly = throttling_bars(runs)
+    assert wrongly.value == 0.5
 
 
 def test_verdicts_are_held_against_the_truth_only_where_it_is_plain():
