@@ -172,10 +172,8 @@ def _unpack(name: str, wheel: Path, folder: Path) -> None:
                 place = _place(name, entry)
                 if place is not None:
                     _write(archive, entry, folder.joinpath(*place.parts))
-    # RuntimeError, NotImplementedError: zipfile's for encrypted files and unknown compression.
-    except (
-        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
-    ) as error:  # fmt: skip
+    # RuntimeError: zipfile's for encrypted files, and NotImplementedError for their compression.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise AgentError(f"{name} is no wheel ({error})", _AGAIN, exit_status=1) from None
 
 
