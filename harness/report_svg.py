@@ -147,6 +147,7 @@ def inline_svg(figure: Any, name: str, simulated: bool) -> str:
         foot = 14 / 72 / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
         figure.text(0.995, 0.004, "simulated", ha="right", va="bottom", color=MUTED, size=9)
+    _settle(figure)
     sink = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"fleetcut {name}"}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -161,3 +162,15 @@ def inline_svg(figure: Any, name: str, simulated: bool) -> str:
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable}, {colour})")
     return svg.replace("'DejaVu Sans'", "var(--font)")
+
+
+def _settle(figure: Any) -> None:
+    """Lay the figure out once, for good, at positions that every process agrees on.
+
+    The constraint solver's answers differ from process to process in their last bits (it keeps
+    its symbols by address), and the ids of clip paths are hashes of those bits.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
