@@ -64,7 +64,7 @@ def glibc_floor(toolchain: Toolchain, objects: list[Path]) -> Version:
     """The highest version of glibc that these linked objects ask for."""
     found: set[Version] = set()
     for path in objects:
-        for line in _nm(toolchain, path, *UNDEFINED_DYNAMIC):
+        for line in nm(toolchain, path, *UNDEFINED_DYNAMIC):
             if match := _FLOOR.search(line):
                 found.add(_version(match[1]))
     return max(found)
@@ -79,8 +79,20 @@ def newest_versions(toolchain: Toolchain, floor: Version) -> dict[str, Version]:
 
 def symbols(toolchain: Toolchain, path: Path, options: tuple[str, ...]) -> set[str]:
     """Names in an object or an archive, without their versions. options: one of the above."""
-    lines = (line.split() for line in _nm(toolchain, path, *options))
+    lines = (line.split() for line in nm(toolchain, path, *options))
     return {line[-1].split("@")[0] for line in lines if len(line) > 1}
+
+
+def nm(toolchain: Toolchain, path: Path, *options: str) -> list[str]:
+    """The lines of nm over an object, an archive or a library. options: one of the above."""
+    done = subprocess.run(
+        [toolchain.nm, *options, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.splitlines()
 
 
 def _versions(
@@ -88,7 +100,7 @@ def _versions(
 ) -> dict[str, tuple[Version, bool]]:
     """(newest version up to the floor, whether it is data) of every name."""
     best: dict[str, tuple[Version, bool]] = {}
-    for line in _nm(toolchain, toolchain.file(library), "-D", "--defined-only"):
+    for line in nm(toolchain, toolchain.file(library), "-D", "--defined-only"):
         *_, kind, symbol = line.split()
         match = _VERSIONED.match(symbol)
         if match is None:
@@ -131,17 +143,6 @@ def _write_stub(
     )
     source.unlink()
     script.unlink()
-
-
-def _nm(toolchain: Toolchain, path: Path, *options: str) -> list[str]:
-    done = subprocess.run(
-        [toolchain.nm, *options, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.splitlines()
 
 
 def _version(text: str) -> Version:

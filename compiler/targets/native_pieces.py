@@ -11,7 +11,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,19 +108,43 @@ def pieces(toolchain: Toolchain) -> Pieces:
     Raises subprocess.SubprocessError when the compiler fails, MissingToolError when it lacks a
     library.
     """
-    home = cache_folder() / f"pieces-{toolchain.machine}-{_key(toolchain)}"
+    here = Path(__file__).parent
+    deciding = (
+        *(here / name for name in (*SOURCES, "native_pieces.py", "native_libc.py")),
+        *(toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES),
+        *(toolchain.file(name) for name in ("libc.so.6", "libstdc++.a", *LIBGCC)),
+    )
+    home = kept("pieces", toolchain, FLOOR, deciding, _build)
+    carried = [home / CXX, home / RUNNER]
+    carried += [toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES]
+    stubs = tuple((home / "stubs.txt").read_text(encoding="utf-8").split())
+    return Pieces(toolchain, home, stubs, glibc_floor(toolchain, carried))
+
+
+def kept(
+    name: str,
+    toolchain: Toolchain,
+    floor: Version,
+    deciding: Sequence[Path],
+    build: Callable[[Toolchain, Path], None],
+) -> Path:
+    """The folder in the cache that ``build`` fills; built first when it is not there.
+
+    deciding: files that, with the compiler and its flags, decide the bytes.
+    """
+    digest = hashlib.sha256(f"{toolchain.version()} {floor} {COMMON}".encode())
+    for path in deciding:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    home = cache_folder() / f"{name}-{toolchain.machine}-{digest.hexdigest()[:16]}"
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=home.parent) as work:
             built = Path(work) / "pieces"
             built.mkdir()
-            _build(toolchain, built)
+            build(toolchain, built)
             if not home.exists():  # or another process was quicker: its bytes are the same
                 built.rename(home)
-    carried = [home / CXX, home / RUNNER]
-    carried += [toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES]
-    stubs = tuple((home / "stubs.txt").read_text(encoding="utf-8").split())
-    return Pieces(toolchain, home, stubs, glibc_floor(toolchain, carried))
+    return home
 
 
 def link_against(stubs: Sequence[str]) -> tuple[str, ...]:
@@ -133,19 +157,6 @@ def run(command: Sequence[str], folder: Path) -> None:
     subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=True
     )
-
-
-def _key(toolchain: Toolchain) -> str:
-    """A hash over everything that decides the bytes."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(f"{toolchain.version()} {FLOOR} {COMMON}".encode())
-    for path in (
-        *(here / name for name in (*SOURCES, "native_pieces.py", "native_libc.py")),
-        *(toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES),
-        *(toolchain.file(name) for name in ("libc.so.6", "libstdc++.a", *LIBGCC)),
-    ):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def _build(toolchain: Toolchain, folder: Path) -> None:

@@ -6,11 +6,8 @@ carries inside, in the order in which it loads them.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
-import subprocess
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from compiler.targets.native_libc import (
     Version,
     glibc_floor,
     newest_versions,
+    nm,
     write_empty,
     write_stubs,
 )
@@ -27,11 +25,12 @@ from compiler.targets.native_pieces import (
     COMMON,
     LIBGCC,
     Pieces,
+    kept,
     link_against,
     open_libgcc,
     run,
 )
-from compiler.targets.toolchains import Toolchain, cache_folder
+from compiler.targets.toolchains import Toolchain
 from compiler.targets.xnnpack_floor import with_older_versions
 from compiler.targets.xnnpack_packages import VERSION
 
@@ -88,32 +87,17 @@ def xnnpack_pieces(toolchain: Toolchain) -> XnnpackPieces:
     Raises subprocess.SubprocessError when the compiler fails, MissingToolError when it lacks a
     library.
     """
-    home = cache_folder() / f"xnnpack-pieces-{toolchain.machine}-{_key(toolchain)}"
-    if not home.is_dir():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=home.parent) as work:
-            built = Path(work) / "pieces"
-            built.mkdir()
-            _build(toolchain, built)
-            if not home.exists():  # or another process was quicker: its bytes are the same
-                built.rename(home)
+    here = Path(__file__).parent
+    deciding = (
+        *(here / name for name in (*SOURCES, *MODULES)),
+        *(toolchain.runtime / "lib" / name for name in THEIRS),
+        *(toolchain.file(name) for name in ("libc.so.6", *LIBGCC)),
+    )
+    home = kept("xnnpack-pieces", toolchain, FLOOR, deciding, _build)
     stubs = tuple((home / "stubs.txt").read_text(encoding="utf-8").split())
     found = XnnpackPieces(toolchain, home, stubs, ())
     floor = glibc_floor(toolchain, list(found.libraries(kernels=False)))
     return XnnpackPieces(toolchain, home, stubs, floor)
-
-
-def _key(toolchain: Toolchain) -> str:
-    """A hash over everything that decides the bytes."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(f"{toolchain.version()} {FLOOR} {COMMON}".encode())
-    for path in (
-        *(here / name for name in (*SOURCES, *MODULES)),
-        *(toolchain.runtime / "lib" / name for name in THEIRS),
-        *(toolchain.file(name) for name in ("libc.so.6", *LIBGCC)),
-    ):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def _build(toolchain: Toolchain, folder: Path) -> None:
@@ -132,15 +116,8 @@ def _build(toolchain: Toolchain, folder: Path) -> None:
 
 def _asked(toolchain: Toolchain, library: Path) -> dict[str, frozenset[str]]:
     """Names by the version that is asked for, as {"GCC_3.5": {"__aeabi_uidiv"}}."""
-    said = subprocess.run(
-        [toolchain.nm, *UNDEFINED_DYNAMIC, str(library)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
     found: dict[str, set[str]] = defaultdict(set)
-    for match in filter(None, map(_ASKED.match, said.splitlines())):
+    for match in filter(None, map(_ASKED.match, nm(toolchain, library, *UNDEFINED_DYNAMIC))):
         found[match[2]].add(match[1])
     return {version: frozenset(names) for version, names in found.items()}
 
