@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import (
     measurement_comparisons,
+    measurement_counted,
     measurement_p50,
     measurement_telemetry,
     measurement_throttling,
@@ -57,7 +58,8 @@ class Effort:
     """How much of each part.
 
     comparisons: of A/A, and as many of A/B. throttled: runs that physics is to throttle while they
-    are timed. clean: runs that it is to leave alone.
+    are timed. clean: runs that it is to leave alone. counted_*: the same on the board whose time
+    is counted.
     """
 
     p50_rounds: int
@@ -67,15 +69,17 @@ class Effort:
     pairs: int
     throttled: int
     clean: int
+    counted_throttled: int
+    counted_clean: int
 
 
 FULL = Effort(
     p50_rounds=8, p50_rounds_most=16, telemetry_pairs=200, comparisons=40, pairs=25,
-    throttled=36, clean=60,
+    throttled=36, clean=60, counted_throttled=16, counted_clean=60,
 )  # fmt: skip
 QUICK = Effort(
     p50_rounds=1, p50_rounds_most=1, telemetry_pairs=4, comparisons=1, pairs=10,
-    throttled=2, clean=2,
+    throttled=2, clean=2, counted_throttled=1, counted_clean=2,
 )  # fmt: skip
 
 
@@ -129,10 +133,24 @@ def throttling(folder: Path, effort: Effort) -> Part:
         while kind := next_kind(planned, runs, effort.throttled):
             runs.append(measurement_throttling.measured(boards, model, len(runs), kind))
             _say("throttling", len(runs), len(planned))
-    return (
-        measurement_throttling.throttling_rows(runs),
-        measurement_throttling.throttling_bars(runs),
-    )
+    rows = measurement_throttling.throttling_rows("throttling", runs)
+    return rows, [measurement_throttling.throttled_bar("virtual boards", runs)]
+
+
+def counted(folder: Path, effort: Effort) -> Part:
+    runs: list[Judged] = []
+    planned = measurement_counted.sessions(effort.counted_clean, effort.counted_throttled)
+    model = measurement_counted.small_model(folder / "models")
+    with measurement_counted.CountedBoard(folder / "counted") as board:
+        for number, (kind, count) in enumerate(planned):
+            runs += measurement_counted.measured(board, model, number, kind, count)
+            _say("counted", number + 1, len(planned))
+    rows = measurement_throttling.throttling_rows("counted", runs)
+    where = "arm64, counted time"
+    return rows, [
+        measurement_throttling.throttled_bar(where, runs),
+        measurement_throttling.clean_bar(where, runs),
+    ]
 
 
 PARTS: dict[str, Callable[[Path, Effort], Part]] = {
@@ -140,6 +158,7 @@ PARTS: dict[str, Callable[[Path, Effort], Part]] = {
     "telemetry": telemetry,
     "comparisons": comparisons,
     "throttling": throttling,
+    "counted": counted,
 }
 
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import torch
+from torch import nn
 
 from compiler import networks
 from compiler.targets import fast_onnx
@@ -43,29 +45,32 @@ class ModelFile:
 
 def model_file(folder: Path, network: str) -> ModelFile:
     """A network of the compiler's with random weights, exported once into ``folder``."""
-    path = folder / f"{network}.onnx"
+    built = networks.build(network, SEED)
+    return exported(folder, network, built, networks.input_shape(network))
+
+
+def exported(folder: Path, name: str, network: nn.Module, shape: networks.Shape) -> ModelFile:
+    """As ONNX, unless it is there."""
+    path = folder / f"{name}.onnx"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        example = torch.zeros(1, *networks.input_shape(network))
         spooled = path.with_suffix(".new")
-        spooled.write_bytes(fast_onnx(networks.build(network, SEED), example))
+        spooled.write_bytes(fast_onnx(network, torch.zeros(1, *shape)))
         spooled.replace(path)
-    return ModelFile(network, path, hashlib.sha256(path.read_bytes()).hexdigest())
+    return ModelFile(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-class Boards:
-    """A running rack of virtual boards and what was measured on it. A context manager."""
+class Bench:
+    """Boards that are up, and what was measured on them. A context manager."""
 
-    def __init__(self, folder: Path, spec: RackSpec) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._spec = spec
         self._bundle = build_bundle()
 
-    def __enter__(self) -> Boards:
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._store = Store(self.folder / "fleetcut.db")
-        status = rack.up(self.rack, self._spec)
-        self._inventory: Inventory = load_inventory(status.inventory)
+        self._inventory: Inventory = load_inventory(self._up())
         return self
 
     def __exit__(
@@ -75,20 +80,14 @@ class Boards:
         trace: TracebackType | None,
     ) -> None:
         self._store.close()
-        rack.down(self.rack)
+        self._down()
 
-    @property
-    def rack(self) -> Path:
-        """The rack's folder, resolved."""
-        return (self.folder / "rack").resolve()
+    def _up(self) -> Path:
+        """Starts the boards; their inventory."""
+        raise NotImplementedError
 
-    def clock_page(self, board_id: str) -> Path:
-        """The page in which physics tells a board's clock."""
-        return board_paths(self.rack, board_id).clock_page
-
-    def root(self, board_id: str) -> Path:
-        """The board's tree of sysfs and procfs."""
-        return board_paths(self.rack, board_id).root
+    def _down(self) -> None:
+        raise NotImplementedError
 
     def run(self, board_id: str, argv: Sequence[str]) -> bytes:
         """Standard output of a command on the board, over SSH. Raises HarnessError."""
@@ -104,10 +103,9 @@ class Boards:
             )
         return done.stdout
 
-    def known(self, specs: Sequence[RunSpec]) -> bool:
-        """Whether all of these were measured before."""
-        ids = {spec.run_id for spec in specs}
-        return self._store.known(ids) == ids
+    def knows(self, specs: Sequence[RunSpec]) -> bool:
+        """Whether any of these was measured before."""
+        return bool(self._store.known({spec.run_id for spec in specs}))
 
     def measure(
         self, specs: Sequence[RunSpec], models: Sequence[ModelFile]
@@ -126,6 +124,33 @@ class Boards:
                 raise outcome.failure
         records = self._store.records(spec.run_id for spec in specs)
         return [records[spec.run_id] for spec in specs]
+
+
+class Boards(Bench):
+    """A running rack of virtual boards."""
+
+    def __init__(self, folder: Path, spec: RackSpec) -> None:
+        super().__init__(folder)
+        self._spec = spec
+
+    def _up(self) -> Path:
+        return rack.up(self.rack, self._spec).inventory
+
+    def _down(self) -> None:
+        rack.down(self.rack)
+
+    @property
+    def rack(self) -> Path:
+        """The rack's folder, resolved."""
+        return (self.folder / "rack").resolve()
+
+    def clock_page(self, board_id: str) -> Path:
+        """The page in which physics tells a board's clock."""
+        return board_paths(self.rack, board_id).clock_page
+
+    def root(self, board_id: str) -> Path:
+        """The board's tree of sysfs and procfs."""
+        return board_paths(self.rack, board_id).root
 
 
 def _say(progress: Progress) -> None:

@@ -265,7 +265,7 @@ def _set_up(folder: Path, board_id: str, kind: str, rng: random.Random) -> None:
     rack.set_environment(folder, board_id, ambient_c=ambient_c, charge_pct=charge_pct)
 
 
-def throttling_rows(runs: Sequence[Judged]) -> list[Row]:
+def throttling_rows(part: str, runs: Sequence[Judged]) -> list[Row]:
     """A row for each plant and truth that occurred."""
     rows: list[Row] = []
     for planted, truth in sorted({(run.planted, run.truth) for run in runs}):
@@ -273,7 +273,7 @@ def throttling_rows(runs: Sequence[Judged]) -> list[Row]:
         reasons = Counter(reason for run in those for reason in run.reasons)
         rows.append(
             {
-                "part": "throttling",
+                "part": part,
                 "planted": planted,
                 "clock_lowered": truth,
                 "runs": len(those),
@@ -284,17 +284,21 @@ def throttling_rows(runs: Sequence[Judged]) -> list[Row]:
     return rows
 
 
-def throttling_bars(runs: Sequence[Judged]) -> list[Bar]:
-    """Of the runs whose clock physics lowered in the timed loop, and of those it left alone.
+def throttled_bar(where: str, runs: Sequence[Judged]) -> Bar:
+    """Of the runs whose clock physics lowered in the timed loop."""
+    those = [run for run in runs if run.truth == DURING]
+    share = _invalid(those) if those else 0.0
+    what = f"{where}: {len(those)} runs throttled in the timed loop: marked invalid"
+    return Bar(what, share, ">=", LEAST_MARKED)
 
-    What the host did explains a verdict in the rows and excuses none here.
-    """
-    bars = []
-    for truths, what, op, limit, unproven in (
-        ({DURING}, "throttled in the timed loop: marked invalid", ">=", LEAST_MARKED, 0.0),
-        ({NEVER, HOST_MOVED}, "never throttled: wrongly marked invalid", "<=", MOST_WRONGLY, 1.0),
-    ):
-        those = [run for run in runs if run.truth in truths]
-        share = sum(not run.valid for run in those) / len(those) if those else unproven
-        bars.append(Bar(f"{len(those)} runs {what}", share, op, limit))
-    return bars
+
+def clean_bar(where: str, runs: Sequence[Judged]) -> Bar:
+    """Of the runs whose clock physics left alone."""
+    those = [run for run in runs if run.truth in (NEVER, HOST_MOVED)]
+    share = _invalid(those) if those else 1.0
+    what = f"{where}: {len(those)} runs never throttled: wrongly marked invalid"
+    return Bar(what, share, "<=", MOST_WRONGLY)
+
+
+def _invalid(runs: Sequence[Judged]) -> float:
+    return sum(not run.valid for run in runs) / len(runs)

@@ -21,6 +21,7 @@ from benchmarks.measurement_comparisons import (
     comparison_bars,
     comparison_rows,
 )
+from benchmarks.measurement_counted import CLEAN_A_SESSION, sessions, spans_below
 from benchmarks.measurement_p50 import p50_bars, p50_rows, together
 from benchmarks.measurement_peers import Timed
 from benchmarks.measurement_samples import keep, kept, ratio_interval
@@ -36,11 +37,12 @@ from benchmarks.measurement_throttling import (
     HostLog,
     Judged,
     PhysicsLog,
+    clean_bar,
     judged,
     next_kind,
     plan,
     spans_of,
-    throttling_bars,
+    throttled_bar,
     throttling_rows,
     truth_of,
 )
@@ -210,8 +212,7 @@ def test_a_host_that_changed_its_own_speed_in_the_loop_is_told_and_excuses_no_ve
     assert judged(CLEAN, [], before, record(valid=False)).truth == NEVER
     assert judged(HEAT, [(120, 400)], slower, record(valid=False)).truth == DURING
     runs = [judged(CLEAN, [], host, record(valid=host is STEADY)) for host in (slower, STEADY)]
-    _, wrongly = throttling_bars(runs)
-    assert wrongly.value == 0.5
+    assert clean_bar("here", runs).value == 0.5
 
 
 def test_verdicts_are_held_against_the_truth_only_where_it_is_plain():
@@ -220,15 +221,17 @@ def test_verdicts_are_held_against_the_truth_only_where_it_is_plain():
         judged(HEAT, [(20, 90)], STEADY, record(valid=False)),
         judged(CLEAN, [], STEADY, record(valid=True)),
     ]
-    marked, wrongly = throttling_bars(runs)
+    marked, wrongly = throttled_bar("here", runs), clean_bar("here", runs)
     assert (marked.value, marked.holds) == (1.0, True)
     assert (wrongly.value, wrongly.holds) == (0.0, True)
-    assert [row["clock_lowered"] for row in throttling_rows(runs)] == [NEVER, DURING, NEAR]
+    assert [row["clock_lowered"] for row in throttling_rows("part", runs)] == [NEVER, DURING, NEAR]
 
 
 def test_one_missed_throttle_breaks_the_bar_and_so_does_having_planted_none():
     caught, missed = (Judged(HEAT, DURING, valid, ()) for valid in (False, True))
-    assert [bar.holds for bar in throttling_bars([caught, missed])] == [False, False]
+    assert not throttled_bar("here", [caught, missed]).holds
+    assert not throttled_bar("here", []).holds
+    assert not clean_bar("here", [caught, missed]).holds
 
 
 def test_planting_goes_on_until_enough_runs_were_throttled_and_then_ends():
@@ -318,3 +321,21 @@ def test_each_peer_times_every_inference_that_it_was_asked_for(model, capsys, mo
     latency_ns = json.loads(capsys.readouterr().out)["latency_ns"]
     assert len(latency_ns) == 7
     assert all(ns > 0 for ns in latency_ns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "slow"),
+    [
+        ([], []),
+        ([(5, 1500)], []),
+        ([(5, 1200), (9, 600), (12, 1500), (20, 1000)], [(5, 9), (9, 12), (20, 2**63 - 1)]),
+    ],
+)
+def test_a_log_of_clocks_becomes_spans_below_the_highest(changes, slow):
+    assert spans_below(1500, changes) == slow
+
+
+def test_hot_runs_have_a_session_each_and_clean_ones_share_theirs():
+    planned = sessions(clean=2 * CLEAN_A_SESSION + 3, heat=4)
+    assert sorted(planned) == [(CLEAN, 3)] + [(CLEAN, CLEAN_A_SESSION)] * 2 + [(HEAT, 1)] * 4
+    assert planned == sessions(clean=2 * CLEAN_A_SESSION + 3, heat=4)

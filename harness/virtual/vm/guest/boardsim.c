@@ -21,6 +21,7 @@
 #include <linux/percpu.h>
 #include <linux/power_supply.h>
 #include <linux/sched.h>
+#include <linux/spinlock.h>
 #include <linux/thermal.h>
 #include <linux/workqueue.h>
 
@@ -54,6 +55,48 @@ static s64 temp_uc;
 static s64 energy_uj;
 static u64 power_uw;
 static unsigned int clock_khz = TOP_KHZ;
+
+/* ---- what the clock was, and since when: the truth that a verdict can be held against ---- */
+
+#define LOGGED 128
+
+static struct {
+	s64 since_ns;
+	unsigned int khz;
+} clock_log[LOGGED];
+static unsigned int clock_changes;
+static DEFINE_SPINLOCK(clock_log_lock);
+
+static void clock_note(unsigned int khz)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&clock_log_lock, flags);
+	clock_log[clock_changes % LOGGED].since_ns = ktime_get_ns();
+	clock_log[clock_changes % LOGGED].khz = khz;
+	clock_changes++;
+	spin_unlock_irqrestore(&clock_log_lock, flags);
+}
+
+/* The latest changes, the oldest first: nanoseconds of CLOCK_MONOTONIC and kHz. */
+static int clock_log_get(char *buffer, const struct kernel_param *kp)
+{
+	unsigned int change;
+	unsigned long flags;
+	int length = 0;
+
+	spin_lock_irqsave(&clock_log_lock, flags);
+	change = clock_changes > LOGGED ? clock_changes - LOGGED : 0;
+	for (; change < clock_changes; change++)
+		length += sysfs_emit_at(buffer, length, "%lld %u\n",
+					clock_log[change % LOGGED].since_ns,
+					clock_log[change % LOGGED].khz);
+	spin_unlock_irqrestore(&clock_log_lock, flags);
+	return length;
+}
+
+static const struct kernel_param_ops clock_log_ops = { .get = clock_log_get };
+module_param_cb(clock_log, &clock_log_ops, NULL, 0444);
 
 static struct power_supply *battery;
 
@@ -197,6 +240,7 @@ static int clock_init(struct cpufreq_policy *policy)
 static int clock_set(struct cpufreq_policy *policy, unsigned int index)
 {
 	WRITE_ONCE(clock_khz, clocks[index].frequency);
+	clock_note(clocks[index].frequency);
 	if (clocks[index].frequency < TOP_KHZ)
 		on_each_cpu(arm_core, NULL, true);
 	return 0;
