@@ -69,7 +69,7 @@ FULL = Effort(
     REAL,
     Budget(),
     Clocks(FULL_KHZ, repeats=9),
-    Clocks(VM_KHZ, repeats=1, samples_max=20, max_seconds=60.0),
+    Clocks(VM_KHZ, repeats=1, samples_max=20, max_seconds=60.0, teaching=2),
 )
 QUICK = Effort(
     ("digits_mobilenet",),
@@ -119,13 +119,13 @@ def over_clocks(
     """Sub-networks teach the policy; dense and switching are then measured side by side."""
     kind = board.split(",")[0].replace("-", "")
     with context as inventory:
-        taught = measure(here, f"taught-{kind}", inventory, models, clocks)
-        seen = np.nanmedian(taught.ms, axis=0)
-        policy = _policy(seen, clocks.khz)
+        teaching = clocks.to_teach()
+        taught = measure(here, f"taught-{kind}", inventory, models, teaching)
+        policy = _policy(np.nanmedian(taught.ms, axis=0), teaching.khz)
         artifact = _build(here / kind, found, policy)
         pair = [models[0], Model(artifact, "switchable")]
         judged = measure(here, f"judged-{kind}", inventory, pair, clocks)
-    rows = clock_rows(name, board, policy, seen, judged, clocks.khz)
+    rows = clock_rows(name, board, policy, judged, clocks.khz)
     return Result(rows, clock_bars(f"{name} on {board}", rows))
 
 
@@ -178,11 +178,10 @@ def clock_rows(
     name: str,
     board: str,
     policy: Policy,
-    seen: np.ndarray,
     judged: Measured,
     khz: tuple[int, ...],
 ) -> list[Row]:
-    """seen: what taught the policy; judged: dense, then switching, at the same clocks."""
+    """judged: dense, then switching, at these clocks."""
     rows: list[Row] = []
     ms = np.nanmedian(judged.ms, axis=0)
     for at, clock in reversed(list(enumerate(khz))):
@@ -197,7 +196,7 @@ def clock_rows(
                 "unpruned_ms": float(ms[at, 0]),
                 "chosen": chosen,
                 "switched_ms": float(ms[at, 1]),
-                "chosen_alone_ms": float(seen[at, chosen]),
+                "expected_ms": policy.laws[chosen].latency_ms(clock),
                 "target_ms": policy.target_ms,
             }
         )

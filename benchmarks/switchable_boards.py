@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +42,21 @@ NO_HEAT = {"trip_mc": 150_000}
 
 @dataclass(frozen=True)
 class Clocks:
-    """khz: ascending. repeats: of every model at every clock. stopping: of a run's timed loop."""
+    """khz: ascending. repeats: of every model at every clock. samples_max, max_seconds: of a run's
+    timed loop. teaching: how many of the clocks, evenly chosen, the policy's law is fitted at.
+    """
 
     khz: tuple[int, ...]
     repeats: int
     samples_max: int = 400
     max_seconds: float = 0.3
+    teaching: int = 7
+
+    def to_teach(self) -> Clocks:
+        """The same at these alone, the lowest and the highest among them."""
+        last, steps = len(self.khz) - 1, max(1, self.teaching - 1)
+        chosen = sorted({round(step * last / steps) for step in range(steps + 1)})
+        return replace(self, khz=tuple(self.khz[at] for at in chosen))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.switchable import clock_bars, memory
+from benchmarks.switchable_boards import Clocks
 from benchmarks.switchable_memory import Footprint
 
 
@@ -52,3 +53,10 @@ def test_memory_is_set_beside_the_dense_network_s_own(monkeypatch, tmp_path):
     assert storage.value == pytest.approx(1.05)
     assert peak.value == pytest.approx(1.05)
     assert switching.value == pytest.approx(0.5)
+
+
+def test_a_law_is_taught_at_the_lowest_and_the_highest_clock_at_least():
+    khz = (600, 750, 1000, 1200, 1500)
+    assert Clocks(khz, repeats=1, teaching=2).to_teach().khz == (600, 1500)
+    assert Clocks(khz, repeats=1, teaching=3).to_teach().khz == (600, 1000, 1500)
+    assert Clocks(khz, repeats=1).to_teach().khz == khz
