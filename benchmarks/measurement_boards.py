@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def exported(folder: Path, name: str, network: nn.Module, shape: networks.Shape)
     return ModelFile(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-class Bench:
+class Bench(ABC):
     """Boards that are up, and what was measured on them. A context manager."""
 
     def __init__(self, folder: Path) -> None:
@@ -82,12 +83,13 @@ class Bench:
         self._store.close()
         self._down()
 
+    @abstractmethod
     def _up(self) -> Path:
         """Starts the boards; their inventory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _down(self) -> None:
-        raise NotImplementedError
+        """Ends them."""
 
     def run(self, board_id: str, argv: Sequence[str]) -> bytes:
         """Standard output of a command on the board, over SSH. Raises HarnessError."""
