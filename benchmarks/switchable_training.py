@@ -31,6 +31,7 @@ from compiler.training import Distillation, TrainSettings
 SEED = 0
 WIDTH_STEP = 4
 SCORED_PICTURES = 512
+SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,13 @@ def trained(folder: Path, name: str, budget: Budget) -> Trained:
 
 
 def real_network(name: str, ratios: tuple[float, ...]) -> tuple[SwitchableNetwork, Tensor]:
-    """Untrained, cut to widths that are multiples of 8, and an example."""
-    network = networks.build(name, SEED).eval()
+    """Untrained, cut to widths that are multiples of 8, and an example. Its batch norms know its
+    activations, so that answers are of order 1, as a trained network's are.
+    """
+    torch.manual_seed(SEED)
+    network = networks.build(name, SEED)
+    training.recalibrate_batch_norm(network, torch.rand(SHOWN, *networks.input_shape(name)))
+    network.eval()
     space = trace(network, networks.input_shape(name), name, width_step=8)
     ordered = best_first(network, space, importance.magnitude(network, space))
     torch.manual_seed(SEED)

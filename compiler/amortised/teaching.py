@@ -1,28 +1,39 @@
-"""A designer taught within a budget of judged shapes, half of them where its answers will lie.
+"""A designer taught within a budget of judged shapes, most of them where its answers will lie.
 
 Input: measured boards, the proxy accuracy as a callable, a budget and the bound of later designs.
 Output: a trained Designer that knows the true proxy accuracy of designs around that bound.
+
+A quarter of the budget goes to random shapes, for a model of accuracy everywhere; half to short
+searches for boards unlike each other, whose results are near the best for whatever board lies
+between them; the last quarter to designs of the optimizer itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compiler.amortised.accuracy import LEAST_SHAPES, AccuracyModel, fit_accuracy
 from compiler.amortised.designer import Designer
 from compiler.amortised.optimizer import Effort, Watch
-from compiler.amortised.predictor import KnownDevices
+from compiler.amortised.predictor import KnownDevices, pair_ms
+from compiler.amortised.shapes import ShapeCosts
 from compiler.amortised.spread import Spread, simulate
-from compiler.pruning.judge import Accuracy, as_widths
+from compiler.pruning.judge import Accuracy, SearchSettings, as_widths
+from compiler.pruning.search import search
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import sample_widths
 
-ROUNDS = 2
-"""Of judging designs and learning from them, each from half of what is left of the budget."""
+SEARCHES = 12
+"""The measured boards and as many simulated ones as are missing; each has its share of what is left
+of half of the budget, and begins at the shapes that are the best for it so far."""
+STARTS = 3
+GENERATIONS = 60
 BOARDS = 64
 """Simulated boards whose designs are judged."""
 
@@ -54,15 +65,18 @@ def teach(
     title = f"judge shapes of {space.network}"
     judged: dict[Widths, float] = {}
 
-    def judge(shapes: list[Widths]) -> None:
+    def judge(shapes: Sequence[Widths]) -> None:
         for widths in shapes:
             judged[widths] = accuracy(widths)
             tell(title, len(judged), budget.n_judged, f"{judged[widths]:.1%}")
 
     judge([space.dense_widths])
     dense = judged[space.dense_widths]
-    first = max(min(LEAST_SHAPES, budget.n_judged), budget.n_judged // 2)
-    judge(list(sample_widths(space, first, seed))[1:])
+    quarter = budget.n_judged // 4
+    judge(list(sample_widths(space, max(min(LEAST_SHAPES, budget.n_judged), quarter), seed))[1:])
+    for number, costs in enumerate(_unlike(known, seed)):
+        n = (budget.n_judged - quarter - len(judged)) // (SEARCHES - number)
+        _search(space, costs, judged, judge, n, dense - budget.max_drop, seed + 100 + number)
 
     def model() -> AccuracyModel:
         shapes, values = list(judged), list(judged.values())
@@ -70,11 +84,55 @@ def teach(
 
     watch = _watch(f"design {space.network}", tell)
     designer = Designer(space, known, model(), Spread(), judged).train(effort, seed, watch)
-    for number in range(ROUNDS):
-        n = (budget.n_judged - len(judged)) // (ROUNDS - number)
-        judge(_designs(designer, dense - budget.max_drop, n, seed + 10 + number))
-        designer.learn_accuracy(model(), judged, effort, seed, watch)
-    return designer
+    n = budget.n_judged - len(judged)
+    judge(_designs(designer, dense - budget.max_drop, n, seed + 10))
+    return designer.learn_accuracy(model(), judged, effort, seed, watch)
+
+
+def _unlike(known: KnownDevices, seed: int) -> Tensor:
+    """Costs of boards to search for, (SEARCHES, 1 + n_features): measured ones, then simulated."""
+    _, simulated = simulate(known, Spread(), SEARCHES, seed + 99)
+    return torch.cat([known.costs, simulated])[:SEARCHES]
+
+
+def _search(
+    space: PruneSpace,
+    costs: Tensor,
+    judged: Mapping[Widths, float],
+    judge: Callable[[Sequence[Widths]], None],
+    n: int,
+    least_accuracy: float,
+    seed: int,
+) -> None:
+    """One board's search, of which only the shapes that it judges are kept, n new ones at most."""
+    shapes = ShapeCosts(space)
+    most = len(judged) + n
+
+    def latency(rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        ms = np.asarray(pair_ms(costs[None], shapes.exact(torch.tensor(rows))).numpy())
+        return ms, np.zeros(len(rows))
+
+    def accuracy(widths: Widths) -> float:
+        if widths not in judged:
+            if len(judged) >= most:
+                return 0.0  # spent: what nobody has judged is refused
+            judge([widths])
+        return judged[widths]
+
+    good = [widths for widths, found in judged.items() if found >= least_accuracy]
+    ms, _ = latency(np.asarray(good, dtype=np.int64))
+    search(
+        space,
+        latency,
+        accuracy,
+        settings=SearchSettings(
+            max_accuracy_drop=judged[space.dense_widths] - least_accuracy,
+            generations=GENERATIONS,
+            spread_penalty=0.0,
+        ),
+        seed=seed,
+        starts=[good[place] for place in np.argsort(ms, kind="stable")[:STARTS]],
+    )
 
 
 def _designs(designer: Designer, least_accuracy: float, n: int, seed: int) -> list[Widths]:
