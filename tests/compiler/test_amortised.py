@@ -204,7 +204,7 @@ def test_the_same_seed_trains_the_same_designer(
     assert again.fastest(device(), 0.8) == designer.fastest(device(), 0.8)
 
 
-def test_half_of_the_budget_is_judged_where_the_designs_will_lie(
+def test_most_of_the_budget_is_judged_where_the_designs_will_lie(
     space: PruneSpace, known: KnownDevices, accuracy: AccuracyModel
 ) -> None:
     """Each shape deviates from the model in its own way: designs must not go by the model alone."""
@@ -221,8 +221,8 @@ def test_half_of_the_budget_is_judged_where_the_designs_will_lie(
     designer = teach(space, known, proxy, budget, EFFORT, 0, lambda *_: None)
     assert len(asked) == len(set(asked)) == len(designer.judged) <= 60
     floor = proxy(space.dense_widths) - 0.15
-    near = [widths for widths in asked[31:60] if abs(designer.judged[widths] - floor) < 0.05]
-    assert len(near) > 15
+    near = [widths for widths in asked[20:60] if abs(designer.judged[widths] - floor) < 0.05]
+    assert len(near) > 20
     for slower in (1.0, 1.5, 2.0):
         design = designer.fastest(device(slower=slower), floor)
         assert proxy(design.widths) >= floor - 0.02
