@@ -3,9 +3,9 @@
 Input: measured boards, the proxy accuracy as a callable, a budget and the bound of later designs.
 Output: a trained Designer that knows the true proxy accuracy of designs around that bound.
 
-A quarter of the budget goes to random shapes, for a model of accuracy everywhere; half to short
-searches for boards unlike each other, whose results are near the best for whatever board lies
-between them; the last quarter to designs of the optimizer itself.
+A part of the budget goes to random shapes, for a model of accuracy everywhere, and as much to the
+optimizer's own designs; what is left, half of it at least, to searches for boards unlike each
+other, whose results are near the best for whatever board lies between them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from compiler.pruning.search import search
 from compiler.pruning.widths import PruneSpace, Widths
 from compiler.sampling import sample_widths
 
+MOST_APART = 64
+"""Random shapes that are judged, and designs: a quarter of the budget each, and no more than so."""
 SEARCHES = 12
-"""The measured boards and as many simulated ones as are missing; each has its share of what is left
-of half of the budget, and begins at the shapes that are the best for it so far."""
+"""For the measured boards and as many simulated ones as are missing. Each begins at the shapes that
+are the best for it so far, so the first needs most: each may spend half of what is left."""
 STARTS = 3
 GENERATIONS = 60
 BOARDS = 64
@@ -72,10 +74,10 @@ def teach(
 
     judge([space.dense_widths])
     dense = judged[space.dense_widths]
-    quarter = budget.n_judged // 4
-    judge(list(sample_widths(space, max(min(LEAST_SHAPES, budget.n_judged), quarter), seed))[1:])
+    apart = min(MOST_APART, budget.n_judged // 4)
+    judge(list(sample_widths(space, max(min(LEAST_SHAPES, budget.n_judged), apart), seed))[1:])
     for number, costs in enumerate(_unlike(known, seed)):
-        n = (budget.n_judged - quarter - len(judged)) // (SEARCHES - number)
+        n = -(-(budget.n_judged - apart - len(judged)) // 2)
         _search(space, costs, judged, judge, n, dense - budget.max_drop, seed + 100 + number)
 
     def model() -> AccuracyModel:
