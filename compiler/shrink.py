@@ -41,8 +41,10 @@ from compiler.pruning.widths import PruningPlan, Widths
 from compiler.recipe import Recipe
 from compiler.training import evaluate, recalibrate_batch_norm
 from compiler.weights import sha256
+from compiler.work import read_json, write_json
 
 SCORING_PICTURES = 256
+STARTS_FILE = "starts.json"
 MAX_ATTEMPTS = 3
 """Searches of a round at most: each after the first bounds the proxy's loss twice as tightly."""
 
@@ -195,8 +197,7 @@ def _result(
         settings=_settings(job.recipe, max_drop),
         seed=job.recipe.seed,
         objective=_objective(job, fleet),
-        # Elites of earlier searches: measured, and their accuracies are paid for.
-        starts=[widths for widths in fleet.measured if widths in accuracy.known],
+        starts=_starts(fleet, accuracy, folder),
         scores=scores,
         progress=lambda p: job.observe(
             title, p.generation, generations, f"fleet mean {p.best_ms:.3f} ms predicted"
@@ -207,6 +208,18 @@ def _result(
             note=lambda text: job.observe(title, 0, generations, text),
         ),
     )
+
+
+def _starts(fleet: Fleet, accuracy: KnownAccuracies, folder: Path) -> list[Widths]:
+    """Elites of earlier searches: measured, and their accuracies are paid for.
+
+    Written down as the search begins: killed, it has paid for more by the time it goes on, and
+    would begin elsewhere.
+    """
+    path = folder / STARTS_FILE
+    if not path.exists():
+        write_json(path, [list(widths) for widths in fleet.measured if widths in accuracy.known])
+    return [tuple(map(int, widths)) for widths in read_json(path)]
 
 
 def proxy_accuracy(job: Job) -> Accuracy:

@@ -149,6 +149,32 @@ def test_killed_in_any_round_it_ends_in_the_same_plan_and_weights(
     assert identity(again) == identity(unbroken[0])
 
 
+def test_killed_in_a_search_it_goes_on_from_the_shapes_at_which_it_began(dense, splits, tmp_path):
+    """Measured shapes whose accuracy is paid for: after the kill the dense one is among them."""
+
+    class Killed(BaseException):
+        pass
+
+    class Measured(Fleet):
+        measured = {dense.space.dense_widths: {"all": 1.0}}  # noqa: RUF012
+
+    told = []
+
+    def kill_at(deadly):
+        def observe(title, done, total, last):
+            told.append(f"{title}: {done} of {total}, {last}")
+            if title.startswith(deadly):
+                raise Killed
+
+        return observe
+
+    for deadly in ("search", "fine-tune"):
+        with pytest.raises(Killed):
+            shrink(dense, Measured(), splits, recipe(), kill_at(deadly), tmp_path)
+    assert [line.split(":")[1][:2] for line in told] == [" 1", " 2", " 1"]
+    assert not any("anew" in line for line in told)
+
+
 def test_the_last_round_that_keeps_the_accuracy_is_taken(
     dense, splits, unbroken, tmp_path, monkeypatch
 ):
