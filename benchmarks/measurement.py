@@ -134,7 +134,11 @@ def throttling(folder: Path, effort: Effort) -> Part:
             runs.append(measurement_throttling.measured(boards, model, len(runs), kind))
             _say("throttling", len(runs), len(planned))
     rows = measurement_throttling.throttling_rows("throttling", runs)
-    return rows, [measurement_throttling.throttled_bar("virtual boards", runs)]
+    where = "virtual boards"
+    return rows, [
+        measurement_throttling.throttled_bar(where, runs),
+        measurement_throttling.clean_bar(where, runs),
+    ]
 
 
 def counted(folder: Path, effort: Effort) -> Part:
