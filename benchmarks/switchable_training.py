@@ -39,11 +39,11 @@ class Budget:
     """ratios: of channels that go. epochs: of the dense network, and of each network alone.
     pictures: of the training part, None for all.
 
-    A step of ratios is a tenth of the multiply-adds at most, down to the lowest clock's share of
-    the highest: what lies between two sub-networks is what switching cannot hold.
+    Down to the lowest clock's share of the highest, a step of ratios is a tenth of the
+    multiply-adds at most: what lies between two sub-networks is what switching cannot hold.
     """
 
-    ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
     epochs: int = 8
     pictures: int | None = None
 
