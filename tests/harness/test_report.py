@@ -8,10 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pydantic import ValidationError
 
 from harness import report_numbers as numbers
@@ -38,7 +36,6 @@ from harness.report import (
     write_report,
 )
 from harness.report_schema import Contender, EliteFit, dump_report, parse_report
-from harness.report_svg import drawing, inline_svg, new_figure
 from tests.harness.report_samples import (
     PROVENANCE,
     Elements,
@@ -393,26 +390,6 @@ def test_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, here, there], check=True, timeout=120)
     for name in ("report.json", "report.html"):
         assert (there / name).read_bytes() == here.with_name(name).read_bytes()
-
-
-def test_a_figure_keeps_its_bytes_where_the_layout_differs_in_its_last_bits() -> None:
-    class Shaken(ConstrainedLayoutEngine):
-        def execute(self, fig: Any) -> Any:
-            super().execute(fig)
-            for axes in fig.axes:
-                left, bottom, width, height = axes.get_position().bounds
-                axes._set_position((left + 1e-13, bottom, width, height - 1e-13))
-
-    drawn = []
-    for engine in (ConstrainedLayoutEngine(), Shaken()):
-        with drawing():
-            figure, (axes,) = new_figure(120.0)
-            figure.set_layout_engine(engine)
-            axes.plot([1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
-            axes.grid()
-            drawn.append(inline_svg(figure, "plot", simulated=True))
-    assert "clip-path" in drawn[0]
-    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize(
