@@ -8,7 +8,7 @@ file that switches by itself are measured there (real execution over SSH, SIMULA
 in a namespace where that is possible, else the embedded server), and again on an emulated arm64
 board whose time is counted in instructions. Memory and switching time are this machine's, beside
 keeping separate models. What was trained and measured stays in --work: a killed run goes on there.
-About 40 minutes on one core, most of it training; --quick: one network, fewer epochs and clocks,
+Some 100 minutes, most of it training; --quick: one network, fewer epochs and clocks,
 no arm64 board.
 """
 
