@@ -20,7 +20,8 @@ from device_agents.contract.signatures import SignatureError, require_ssh_keygen
 from device_agents.errors import AgentError
 from device_agents.files import write_whole
 from device_agents.home import Home
-from device_agents.platforms import Jetson, Linux, select
+from device_agents.platforms import Linux, select
+from device_agents.platforms.jetson import Jetson
 from device_agents.privilege import HELPER, helper_works, is_machine, setup_commands
 from device_agents.probe import runtime_versions
 from device_agents.sysfs import Root

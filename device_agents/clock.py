@@ -19,7 +19,6 @@ import ctypes
 import functools
 import mmap
 import os
-import platform
 import struct
 import time
 from typing import Callable, Optional
@@ -73,7 +72,7 @@ def _rounds_per_ns(run: Chain, clock_ns: Callable[[], int]) -> float:
 @functools.lru_cache(maxsize=None)
 def native_chain() -> Optional[Chain]:
     """The chain of this machine as a function; None where the machine or its rules forbid it."""
-    code = machine_code(platform.machine(), struct.calcsize("P") * 8)
+    code = machine_code(os.uname().machine, struct.calcsize("P") * 8)
     if code is None or not hasattr(os, "memfd_create"):
         return None
     try:

@@ -3,6 +3,8 @@
 Input: argv. Output: exit status 0 done, 1 a check failed, 2 usage, 3 the board is busy, 4 the
 lease has ended.
 The real stdout is put aside first, so that no library's print can break a JSON line.
+Modules that only some verbs need are imported there: a board starts this at every connection, and
+Python takes longer to read the modules than to do what most verbs ask for.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-from device_agents import cache, checks, deployments, engines, sessions, wheels
+from device_agents import cache, sessions
 from device_agents.archive import own_archive, own_sha256
 from device_agents.clock import effective_freq_khz
 from device_agents.contract import encode
@@ -24,12 +26,13 @@ from device_agents.conversation import Outcome, serve
 from device_agents.errors import AgentError
 from device_agents.fence import parse_fence, passed
 from device_agents.home import Home, checked_sha256
-from device_agents.install import install
 from device_agents.platforms import select
-from device_agents.privilege import helper_source
 from device_agents.probe import probe
+from device_agents.provisioned import activate
 from device_agents.sysfs import Root
-from device_agents.trust import Proof, pin
+
+if TYPE_CHECKING:
+    from device_agents.trust import Proof
 
 BUSY = 3
 
@@ -91,7 +94,7 @@ def _run(argv: List[str], out: Output) -> int:
     home = Home(Path(args.home).expanduser().absolute())
     root = Root(Path(args.root).absolute())
     verb: Callable[[argparse.Namespace, Home, Root, Output], int] = args.run
-    wheels.activate(home)
+    activate(home)
     fence = None if args.fence is None else parse_fence(args.fence)
     with passed(home, fence):
         return verb(args, home, root, out)
@@ -103,46 +106,50 @@ def _parser() -> argparse.ArgumentParser:
     _folders(parser, "~/.fleetcut", os.environ.get("FLEETCUT_BOARD_ROOT") or "/")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     verbs.required = True
-    verbs.add_parser("probe", help="what this board is").set_defaults(run=_probe)
-    verbs.add_parser("state", help="what state it is in").set_defaults(run=_state)
-    verbs.add_parser("check", help="what works on it").set_defaults(run=_check)
-    verbs.add_parser(
+    everywhere = _Parser(add_help=False)
+    _folders(everywhere, argparse.SUPPRESS, argparse.SUPPRESS)
+    everywhere.add_argument("--fence", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add = functools.partial(verbs.add_parser, parents=[everywhere])
+    add("probe", help="what this board is").set_defaults(run=_probe)
+    add("state", help="what state it is in").set_defaults(run=_state)
+    add("check", help="what works on it").set_defaults(run=_check)
+    add(
         "helper", help="print what lets this user set clocks, to be installed by root"
     ).set_defaults(run=_helper)
-    verbs.add_parser("serve", help="answer requests on stdin").set_defaults(run=_serve)
-    has = verbs.add_parser("has", help="which blobs are here")
+    add("serve", help="answer requests on stdin").set_defaults(run=_serve)
+    has = add("has", help="which blobs are here")
     has.add_argument("sha256", nargs="*")
     has.set_defaults(run=_has)
-    adopt = verbs.add_parser("adopt", help="take uploads in whose hashes fit")
+    adopt = add("adopt", help="take uploads in whose hashes fit")
     adopt.add_argument("uploads", nargs="+", type=_upload, metavar="FILE=SHA256")
     adopt.set_defaults(run=_adopt)
-    verbs.add_parser("platform", help="what wheels have to fit").set_defaults(run=_platform)
-    wheelhouse = verbs.add_parser("provision", help="unpack pushed wheels")
+    add("platform", help="what wheels have to fit").set_defaults(run=_platform)
+    wheelhouse = add("provision", help="unpack pushed wheels")
     wheelhouse.add_argument("plan", metavar="SHA256")
     wheelhouse.set_defaults(run=_provision)
-    clean = verbs.add_parser("clean", help="remove blobs that nobody needs")
+    clean = add("clean", help="remove blobs that nobody needs")
     clean.add_argument("--quota-bytes", type=_count, required=True, metavar="N")
     clean.add_argument("--coming-bytes", type=_count, default=0, metavar="N")
     clean.add_argument("--grace-s", type=_count, default=int(cache.GRACE_S), metavar="N")
     clean.set_defaults(run=_clean)
-    put = verbs.add_parser("install", help="switch a name to an artifact")
+    put = add("install", help="switch a name to an artifact")
     put.add_argument("artifact_id")
     put.add_argument("name")
     _proof(put)
     put.set_defaults(run=_install)
-    engine = verbs.add_parser("engine", help="build a TensorRT engine of a pushed ONNX model")
+    engine = add("engine", help="build a TensorRT engine of a pushed ONNX model")
     engine.add_argument("model", metavar="SHA256")
     engine.add_argument("--input-name", required=True)
     engine.add_argument("--golden", nargs=2, required=True, metavar="SHA256")
     engine.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     engine.add_argument("--atol", type=float, required=True)
     engine.set_defaults(run=_engine)
-    back = verbs.add_parser("rollback", help="put a name back to the version before")
+    back = add("rollback", help="put a name back to the version before")
     back.add_argument("artifact_id", help="the one to go back from")
     back.add_argument("name")
     back.set_defaults(run=_rollback)
-    verbs.add_parser("deployed", help="what every name leads to").set_defaults(run=_deployed)
-    trusted = verbs.add_parser("signers", help="whose signatures count here")
+    add("deployed", help="what every name leads to").set_defaults(run=_deployed)
+    trusted = add("signers", help="whose signatures count here")
     trusted.add_argument("sha256")
     _proof(trusted)
     trusted.set_defaults(run=_signers)
@@ -153,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         ("ack", "the results are stored elsewhere", _ack),
         ("stop", "end a session's worker", _stop),
     ):
-        verb = verbs.add_parser(name, help=text)
+        verb = add(name, help=text)
         verb.add_argument("session")
         if name in ("attach", "collect"):
             verb.add_argument("--after", type=_count, default=0, metavar="SEQ")
@@ -163,9 +170,6 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--specs", metavar="FILE", help="incoming/FILE holds the runs")
         verb.set_defaults(run=run)
     parser.add_argument("--fence", metavar="LAB:TOKEN", help="the lease under which this is asked")
-    for verb in verbs.choices.values():
-        _folders(verb, argparse.SUPPRESS, argparse.SUPPRESS)
-        verb.add_argument("--fence", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -210,12 +214,16 @@ def _state(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
 
 
 def _check(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import checks
+
     found = checks.run_checks(home, root)
     out.json({"checks": [asdict(check) for check in found]})
     return 0 if all(check.ok for check in found) else 1
 
 
 def _helper(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents.privilege import helper_source
+
     out.raw(helper_source())
     return 0
 
@@ -242,11 +250,15 @@ def _adopt(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
 
 
 def _platform(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import wheels
+
     out.json(wheels.describe(home))
     return 0
 
 
 def _provision(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import wheels
+
     home.create()
     out.json({"packages": wheels.provision(home, checked_sha256(args.plan))})
     return 0
@@ -261,6 +273,8 @@ def _clean(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int
 
 
 def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents.install import install
+
     home.create()
     done = install(home, root, args.artifact_id, args.name, _signed(args))
     out.json({"installed": args.artifact_id, **asdict(done)})
@@ -268,10 +282,14 @@ def _install(args: argparse.Namespace, home: Home, root: Root, out: Output) -> i
 
 
 def _signed(args: argparse.Namespace) -> Optional[Proof]:
+    from device_agents.trust import Proof
+
     return Proof(*map(checked_sha256, args.signed)) if args.signed else None
 
 
 def _engine(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import engines
+
     home.create()
     golden = checked_sha256(args.golden[0]), checked_sha256(args.golden[1])
     done = engines.build(
@@ -289,6 +307,8 @@ def _engine(args: argparse.Namespace, home: Home, root: Root, out: Output) -> in
 
 
 def _rollback(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import deployments
+
     home.create()
     with deployments.alone(home):
         out.json(asdict(deployments.rollback(home, args.name, checked_sha256(args.artifact_id))))
@@ -296,6 +316,8 @@ def _rollback(args: argparse.Namespace, home: Home, root: Root, out: Output) -> 
 
 
 def _deployed(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import deployments
+
     home.create()
     found = [deployments.deployed(home, name) for name in deployments.names(home)]
     out.json({"deployed": [asdict(one) for one in found]})
@@ -303,6 +325,9 @@ def _deployed(args: argparse.Namespace, home: Home, root: Root, out: Output) -> 
 
 
 def _signers(args: argparse.Namespace, home: Home, root: Root, out: Output) -> int:
+    from device_agents import deployments
+    from device_agents.trust import pin
+
     home.create()
     with deployments.alone(home):
         decides = pin(home, root, checked_sha256(args.sha256), _signed(args))

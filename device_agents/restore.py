@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import sys
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
@@ -31,7 +30,7 @@ class Restorer:
     def __init__(self, platform: Linux, restore_file: Path) -> None:
         self._platform = platform
         self._file = restore_file
-        self._owner = uuid.uuid4().hex
+        self._owner = os.urandom(16).hex()
 
     def remember(self) -> None:
         """Write down what the board is now, before it is touched. Raises OSError."""

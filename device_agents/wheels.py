@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import stat
-import struct
 import subprocess
 import sys
 import zipfile
@@ -27,32 +25,32 @@ from device_agents.errors import AgentError
 from device_agents.files import fsync_folder, remove_tree, sha256_file
 from device_agents.home import Home, checked_sha256
 from device_agents.locks import acquire
+from device_agents.probe import glibc
+from device_agents.provisioned import machine, site_folder
 
 _WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.whl")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,99}")
 _IMPORT_TIMEOUT_S = 300.0
 _MARGIN_BYTES = 64 << 20
 _FILES_MAX = 100_000
-_32_BIT = {"x86_64": "i686", "aarch64": "armv7l", "armv8l": "armv7l"}
 _AGAIN = "fleetcut provision again"
 _IMPORT = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
 
 
 def describe(home: Home) -> Dict[str, Any]:
     """What wheels have to fit: Python, its machine (not the kernel's) and C library."""
-    name, version = platform.libc_ver()
     return {
         "python": _python(),
         "implementation": sys.implementation.name,
         "machine": machine(),
-        "glibc": version if name == "glibc" and version else None,
+        "glibc": glibc(),
         "packages": _installed(home),
     }
 
 
 def _installed(home: Home) -> List[Tuple[str, str]]:
     """(distribution, version) that the board has by itself."""
-    folders = [entry for entry in sys.path if entry != str(_link(home))]
+    folders = [entry for entry in sys.path if entry != str(site_folder(home))]
     return packages_in(folders)
 
 
@@ -70,23 +68,6 @@ def _python() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def machine() -> str:
-    """Of this Python: on a 64-bit kernel it may be a 32-bit one."""
-    kernel = os.uname().machine
-    return _32_BIT.get(kernel, kernel) if struct.calcsize("P") == 4 else kernel
-
-
-def activate(home: Home) -> None:
-    """Let this process find what was provisioned: after the standard library, before the rest."""
-    folder = str(_link(home))
-    if not os.path.isdir(folder) or folder in sys.path:
-        return
-    names = ("site-packages", "dist-packages")
-    first = (i for i, entry in enumerate(sys.path) if os.path.basename(entry) in names)
-    sys.path.insert(next(first, len(sys.path)), folder)
-    importlib.invalidate_caches()
-
-
 def provision(home: Home, plan_sha256: str) -> List[Tuple[str, str]]:
     """Returns (distribution, version) of what is there now. Raises AgentError.
 
@@ -101,7 +82,7 @@ def provision(home: Home, plan_sha256: str) -> List[Tuple[str, str]]:
     try:
         if not folder.is_dir():
             _build(home, plan, folder)
-        _switch(_link(home), folder)
+        _switch(site_folder(home), folder)
         for other in folder.parent.iterdir():
             if other != folder:
                 remove_tree(other)
@@ -225,11 +206,6 @@ def _check_imports(folder: Path, modules: List[str]) -> None:
                 "name another version: fleetcut provision --with NAME==VERSION",
                 exit_status=1,
             )
-
-
-def _link(home: Home) -> Path:
-    tag = sys.implementation.cache_tag or sys.implementation.name
-    return home.path / "site" / f"{tag}-{machine()}"
 
 
 def _switch(link: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ import device_agents
 
 # What the harness pushed beside it is named in the environment; of another Python it is passed by.
 _MAIN = b"""\
+import gc
 import os
 import sys
 
@@ -29,7 +30,11 @@ if sys.version_info < (3, 8):
 compiled = os.environ.pop("FLEETCUT_COMPILED", "")
 if ".%s." % sys.implementation.cache_tag in compiled:
     sys.path.insert(0, compiled)
+# Nothing of what importing leaves behind is garbage: not looked for now, nor after a fork.
+gc.disable()
 from device_agents.main import main
+gc.freeze()
+gc.enable()
 
 sys.exit(main())
 """
@@ -57,6 +62,11 @@ class Bundle:
     sha256: str
     compiled: bytes
     cache_tag: str
+
+    @property
+    def python_series(self) -> str:
+        """The workstation's, 3.11 for instance, which the compiled copy is for."""
+        return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
     @property
     def remote_path(self) -> str:

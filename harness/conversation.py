@@ -33,27 +33,27 @@ _SAID = (_READY, _PUSH, _PUSH_COMPILED, _DAMAGED, _NO_PYTHON)
 # is passed over. The agent's bytes are hashed each time before they run.
 _START = """
 python=$1 incoming=$2 agent=$3 agent_sha=$4 agent_size=$5
-tag=$6 compiled=$7 compiled_sha=$8 compiled_size=$9
+series=$6 compiled=$7 compiled_sha=$8 compiled_size=$9
 umask 077
-hash_of() { sha256sum "$1" 2>/dev/null | cut -c1-64; }
+is_whole() { sum=$(sha256sum "$1" 2>/dev/null); [ "${sum%% *}" = "$2" ]; }  # FILE HASH
 take() {  # FILE HASH SIZE: the next SIZE bytes that come in
   head -c "$3" > "$incoming" || { rm -f "$incoming"; exit 1; }
-  if [ "$(hash_of "$incoming")" != "$2" ]; then
+  if ! is_whole "$incoming" "$2"; then
     rm -f "$incoming"; echo "fleetcut: damaged"; exit 1
   fi
   mv -f "$incoming" "$1" || exit 1
 }
 command -v "$python" > /dev/null || { echo "fleetcut: no python"; exit 1; }
-if [ "$(hash_of "$agent")" != "$agent_sha" ]; then
+if ! is_whole "$agent" "$agent_sha"; then
   mkdir -p .fleetcut/incoming .fleetcut/agents || exit 1
   echo "fleetcut: push agent"
   take "$agent" "$agent_sha" "$agent_size"
-  if [ "$("$python" -ISc 'import sys; print(sys.implementation.cache_tag)')" = "$tag" ]; then
+  case "$("$python" -V 2>/dev/null)" in "Python $series."*)
     echo "fleetcut: push compiled"
     take "$compiled" "$compiled_sha" "$compiled_size"
-  fi
+  esac
 fi
-if [ "$(hash_of "$compiled")" = "$compiled_sha" ]; then export FLEETCUT_COMPILED="$compiled"; fi
+if is_whole "$compiled" "$compiled_sha"; then export FLEETCUT_COMPILED="$compiled"; fi
 echo "fleetcut: ready"
 exec "$python" "$agent" serve
 """
@@ -128,7 +128,7 @@ def _started(board: Board, transport: Transport, bundle: Bundle) -> Stream:
     arguments = (
         *(board.python, incoming),
         *(bundle.remote_path, bundle.sha256, str(len(bundle.data))),
-        bundle.cache_tag,
+        bundle.python_series,
         *(bundle.compiled_path, bundle.compiled_sha256, str(len(bundle.compiled))),
     )
     stream = transport.converse(["sh", "-c", _START, "fleetcut", *arguments])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Optional, Tuple
 
 from device_agents.contract import BoardState
+from device_agents.platforms import GET_THROTTLED
 from device_agents.platforms.linux import Linux
 from device_agents.platforms.tools import NOBODY, Tools
 from device_agents.platforms.vcgencmd import (
@@ -21,8 +22,6 @@ from device_agents.platforms.vcgencmd import (
     since,
 )
 from device_agents.sysfs import Root
-
-GET_THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 
 class RaspberryPi(Linux):

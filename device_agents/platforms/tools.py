@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional, Sequence
 
 from device_agents import privilege
+from device_agents.sysfs import Root
 
 _TIMEOUT_S = 3.0
 _LINE_BYTES_MAX = 1 << 16
@@ -91,3 +92,8 @@ def _refuse(number: str) -> None:
 MACHINE = Tools(ask, ask_line, privilege.set_nvpmodel)
 NOBODY = Tools(lambda argv: None, lambda argv: None, _refuse)
 """For a captured or virtual tree: this machine's programs know nothing of it."""
+
+
+def tools_of(root: Root) -> Tools:
+    """MACHINE where the tree is this machine's own."""
+    return MACHINE if privilege.is_machine(root) else NOBODY

@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import device_agents
 from device_agents.contract import BoardState, DeviceProfile, RunSpec, decode, encode
 
 SHA = "0" * 64
@@ -206,3 +209,14 @@ def test_a_reader_that_goes_away_is_no_traceback(agent):
     os.close(write_fd)
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
+
+
+def test_a_start_reads_no_module_that_only_some_verbs_need():
+    """Every connection starts an agent, on boards that are slow to import."""
+    source = "import sys, device_agents.main; print(*sorted(sys.modules))"
+    package = Path(device_agents.__file__).parent.parent
+    command = [sys.executable, "-S", "-c", source]
+    done = subprocess.run(command, cwd=package, check=True, stdout=subprocess.PIPE, text=True)
+    rare = {"checks", "deployments", "engines", "install", "trust", "wheels"}
+    unwanted = {f"device_agents.{name}" for name in rare} | {"importlib.metadata", "zipfile"}
+    assert not unwanted & set(done.stdout.split())

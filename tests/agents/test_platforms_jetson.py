@@ -6,7 +6,8 @@ import pytest
 
 from device_agents import checks
 from device_agents.errors import RunFailedError
-from device_agents.platforms import Jetson, select
+from device_agents.platforms import select
+from device_agents.platforms.jetson import Jetson
 from device_agents.platforms.tools import NOBODY, Tools
 
 INA = "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"

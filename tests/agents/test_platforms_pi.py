@@ -3,8 +3,8 @@
 import pytest
 
 from device_agents.contract import BoardState
-from device_agents.platforms import RaspberryPi, select
-from device_agents.platforms.raspberry_pi import GET_THROTTLED
+from device_agents.platforms import select
+from device_agents.platforms.raspberry_pi import GET_THROTTLED, RaspberryPi
 from device_agents.platforms.tools import Tools
 
 THERMAL = "sys/class/thermal"

@@ -1,10 +1,18 @@
 import os
 import platform
+import sys
 
 import pytest
 
 from device_agents.contract import DeviceProfile, decode, encode
-from device_agents.probe import assignments, core_count, isa_features, memory_bytes, probe
+from device_agents.probe import (
+    assignments,
+    core_count,
+    isa_features,
+    memory_bytes,
+    probe,
+    runtime_versions,
+)
 
 # Raspberry Pi 4, Raspberry Pi OS bookworm, aarch64: the form of the kernel's arm64 cpuinfo
 PI4 = """processor\t: 0
@@ -99,3 +107,13 @@ def test_broken_files():
     assert memory_bytes("MemTotal: lots kB") is None
     assert memory_bytes("MemTotal: 5 MB") is None
     assert assignments("A=1\nB='2'\n=3\nlower=4\nC\n") == {"A": "1", "B": "2"}
+
+
+@pytest.mark.parametrize("folder", ["Tflite_Runtime-2.14.0.dist-info", "tflite_runtime-2.14.0"])
+def test_a_runtime_is_known_by_its_metadata(tmp_path, monkeypatch, folder):
+    (tmp_path / folder).mkdir()
+    metadata = "Metadata-Version: 2.1\nName: tflite-runtime\nVersion: 2.14.0\n"
+    (tmp_path / folder / "METADATA").write_text(metadata, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "absent.zip")])
+    is_metadata = folder.endswith(".dist-info")
+    assert runtime_versions() == ((("tflite-runtime", "2.14.0"),) if is_metadata else ())

@@ -14,6 +14,7 @@ from device_agents import wheels
 from device_agents.errors import AgentError
 from device_agents.home import Home
 from device_agents.locks import acquire
+from device_agents.provisioned import activate, machine
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def push(home: Home, data: bytes) -> str:
 def plan(home: Home, modules=("tiny",), **given: bytes) -> str:
     document = {
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        "machine": wheels.machine(),
+        "machine": machine(),
         "wheels": {
             f"{name}-1.0-py3-none-any.whl": push(home, data) for name, data in given.items()
         },
@@ -55,7 +56,7 @@ def plan(home: Home, modules=("tiny",), **given: bytes) -> str:
 
 
 def link(home: Home) -> Path:
-    return home.path / "site" / f"{sys.implementation.cache_tag}-{wheels.machine()}"
+    return home.path / "site" / f"{sys.implementation.cache_tag}-{machine()}"
 
 
 def site(home: Home) -> set[str]:
@@ -67,8 +68,8 @@ def test_what_was_unpacked_is_found_by_the_agent(home, agent, monkeypatch):
     done = wheels.provision(home, plan(home, tiny=wheel({"tiny/__init__.py": b"X = 3\n"})))
     assert done == [("tiny", "1.0")]
     monkeypatch.setattr(sys, "path", [*sys.path])
-    wheels.activate(home)
-    wheels.activate(home)
+    activate(home)
+    activate(home)
     assert sys.path.count(str(link(home))) == 1
     import tiny
 
