@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
+from device_agents.changes import changes_in, drain
 from device_agents.errors import AgentError
 from device_agents.files import fsync_file, fsync_folder, remove_tree
 from device_agents.home import Home, checked_name
@@ -26,6 +27,7 @@ from device_agents.worker import Session, read_specs, work
 Answer = Dict[str, Any]
 
 _POLL_MS = 100
+_QUIET_MS = 1000
 _TERM_S = 20.0
 _KILL_S = 10.0
 _STOP_POLL_S = 0.02
@@ -85,22 +87,47 @@ def follow(
     """
     folder = _folder(home, session_id)
     reader = Reader(folder / "journal.jsonl", after_seq)
-    poller = select.poll()
-    poller.register(out_fd, 0)  # only POLLERR and POLLHUP: the other end has closed
     said_s = time.monotonic()
-    while True:
-        # Asked before reading: what is read after the worker's end is all there will be.
-        alive = is_held(folder / "worker.lock")
-        lines = [line for _, line in reader.new()]
-        if not lines and time.monotonic() - said_s >= _ALIVE_S:
-            lines = [_ALIVE]
-        for line in lines:
-            write(line)
-            said_s = time.monotonic()
-        if not alive:
-            return _ended(reader)
-        if poller.poll(_POLL_MS):
-            return None
+    with changes_in(folder) as changes:
+        wait = _Wait(out_fd, changes)
+        while True:
+            # Asked before reading: what is read after the worker's end is all there will be.
+            alive = is_held(folder / "worker.lock")
+            lines = [line for _, line in reader.new()]
+            if not lines and time.monotonic() - said_s >= _ALIVE_S:
+                lines = [_ALIVE]
+            for line in lines:
+                write(line)
+                said_s = time.monotonic()
+            if not alive:
+                return _ended(reader)
+            if wait.for_a_change():
+                return None
+
+
+class _Wait:
+    """Between two looks at a session: a look is CPU time on a board that measures.
+
+    changes: of the session's folder; None to look every _POLL_MS.
+    """
+
+    def __init__(self, out_fd: int, changes: Optional[int]) -> None:
+        self._changes = changes
+        self._poller = select.poll()
+        self._poller.register(out_fd, 0)  # only POLLERR and POLLHUP: the other end has closed
+        if changes is not None:
+            self._poller.register(changes, select.POLLIN)
+        self._changed = True
+
+    def for_a_change(self) -> bool:
+        """Returns soon after one, and at times without. Whether the reader of out_fd is gone."""
+        # A lock is let go a little after the close of its file is told of: look soon once more.
+        soon = self._changed or self._changes is None
+        found = dict(self._poller.poll(_POLL_MS if soon else _QUIET_MS))
+        if self._changes is not None:
+            self._changed = found.pop(self._changes, 0) != 0
+            drain(self._changes)
+        return bool(found)
 
 
 def collect(home: Home, session_id: str, after_seq: int, write: Callable[[bytes], None]) -> str:
