@@ -395,7 +395,3 @@ def _add_transfer(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--probes", type=int, default=10, metavar="N", help="models to name at most (default: 10)"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

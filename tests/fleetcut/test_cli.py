@@ -109,7 +109,7 @@ def test_what_is_no_ssh_server_is_one_line_and_no_traceback(inventory):
         thread = threading.Thread(target=greet, args=(server,))
         thread.start()
         done = subprocess.run(
-            [sys.executable, "-m", "fleetcut.cli", "trust", "vb-01", "--inventory", inventory],
+            [sys.executable, "-m", "fleetcut", "trust", "vb-01", "--inventory", inventory],
             capture_output=True,
             text=True,
         )
@@ -194,7 +194,7 @@ def test_a_recipe_with_a_mistake_says_where(tmp_path, capsys):
 
 def test_help_does_not_load_the_frameworks():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "fleetcut.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "fleetcut", "--help"],
         capture_output=True,
         text=True,
     )

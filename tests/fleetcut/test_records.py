@@ -115,7 +115,7 @@ def test_a_dataset_of_one_board_and_model(lab, tmp_path, capsys):
 
 def test_the_store_may_be_named_by_the_environment(lab, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "fleetcut.cli", "results", "--json"],
+        [sys.executable, "-m", "fleetcut", "results", "--json"],
         env={"FLEETCUT_STORE": str(lab), "PATH": "/usr/bin:/bin"},
         cwd=tmp_path,
         capture_output=True,
