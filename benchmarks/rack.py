@@ -22,7 +22,7 @@ from benchmarks import rack_boards
 from benchmarks.rack_contenders import CONTENDERS, Job, Taken, fleetcut, missing, peak_kib
 from benchmarks.result import Bar, finish, parser
 
-BOARDS = 64
+BOARDS, FEW_BOARDS = 64, 8
 ROUNDS = 3
 JOB_RUN_S = 1.0
 """Short: a difference between two ways to do the same is seen best where little else is."""
@@ -90,14 +90,22 @@ def _given(folder: Path, rack: rack_boards.Rack, campaign: Path, model: Path) ->
 
 
 def campaign(folder: Path) -> tuple[list[Row], list[Bar]]:
-    """What fleetcut adds where boards have something to do."""
+    """What fleetcut adds where boards have something to do.
+
+    Few boards leave this machine's cores to the controller, as boards with cores of their own do;
+    the bar is that of the many, whose agents all start on them.
+    """
     folder.mkdir()
-    with rack_boards.running(folder, BOARDS, sshd=True) as rack:
-        row = _campaign(folder, rack, rack_boards.build_model(folder))
-    share = row["overhead_s"] / row["on_a_board_s"]
-    lost = row["runs"] - row["records"]
-    return [row], [
-        Bar("runs of the campaign that did not come back", lost, "==", 0.0),
+    rows = []
+    for count in (FEW_BOARDS, BOARDS):
+        here = folder / str(count)
+        here.mkdir()
+        with rack_boards.running(here, count, sshd=True) as rack:
+            rows.append(_campaign(here, rack, rack_boards.build_model(here)))
+    share = rows[-1]["overhead_s"] / rows[-1]["on_a_board_s"]
+    lost = sum(row["runs"] - row["records"] for row in rows)
+    return rows, [
+        Bar("runs of the campaigns that did not come back", lost, "==", 0.0),
         Bar("overhead of a campaign ÷ time on a board", share, "<=", 0.1),
     ]
 
@@ -116,7 +124,7 @@ def _campaign(folder: Path, rack: rack_boards.Rack, model: Path) -> Row:
     rack.forget()
     before_s = rack.cpu_s()
     taken = fleetcut(job)
-    row = _row("fleetcut, campaign", BOARDS, CAMPAIGN_RUNS, pure_s, taken)
+    row = _row("fleetcut, campaign", len(rack.boards), CAMPAIGN_RUNS, pure_s, taken)
     return {**row, "boards_cpu_s": rack.cpu_s() - before_s}
 
 
