@@ -54,7 +54,7 @@ class Bundle:
     """The agent's bytes and their name on a board.
 
     compiled: the same for boards whose Python is the workstation's, which then need not compile it
-    at every start (150 to 90 ms of a fast CPU). It is another on every Python, so the agent is
+    at every start (two fifths of its CPU time). It is another on every Python, so the agent is
     called by the hash of its sources alone.
     """
 
