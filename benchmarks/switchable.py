@@ -68,14 +68,14 @@ FULL = Effort(
     ("digits_resnet", "digits_mobilenet"),
     REAL,
     Budget(),
-    Clocks(FULL_KHZ, repeats=9),
-    Clocks(VM_KHZ, repeats=1, samples_max=20, max_seconds=60.0, teaching=2),
+    Clocks(FULL_KHZ, repeats=9, judged=21),
+    Clocks(VM_KHZ, repeats=1, judged=1, samples_max=20, max_seconds=60.0, teaching=2),
 )
 QUICK = Effort(
     ("digits_mobilenet",),
     (),
     Budget(ratios=(0.0, 0.25, 0.5, 0.75), epochs=2, pictures=512),
-    Clocks(QUICK_KHZ, repeats=2),
+    Clocks(QUICK_KHZ, repeats=2, judged=2),
     None,
 )
 
@@ -121,11 +121,10 @@ def over_clocks(
     with context as inventory:
         teaching = clocks.to_teach()
         taught = measure(here, f"taught-{kind}", inventory, models, teaching)
-        # What disturbs a run only slows it: the lower quartile is nearer to what the board can do.
-        policy = _policy(np.nanquantile(taught.ms, 0.25, axis=0), teaching.khz)
+        policy = _policy(taught.undisturbed_ms(), teaching.khz)
         artifact = _build(here / kind, found, policy)
         pair = [models[0], Model(artifact, "switchable")]
-        judged = measure(here, f"judged-{kind}", inventory, pair, clocks)
+        judged = measure(here, f"judged-{kind}", inventory, pair, clocks.to_judge())
     rows = clock_rows(name, board, policy, judged, clocks.khz)
     return Result(rows, clock_bars(f"{name} on {board}", rows))
 
@@ -184,7 +183,7 @@ def clock_rows(
 ) -> list[Row]:
     """judged: dense, then switching, at these clocks."""
     rows: list[Row] = []
-    ms = np.nanmedian(judged.ms, axis=0)
+    ms = judged.undisturbed_ms()
     for at, clock in reversed(list(enumerate(khz))):
         # Each run begins with the widest, for its golden answer.
         chosen = policy.choose(clock, 0)

@@ -42,15 +42,20 @@ NO_HEAT = {"trip_mc": 150_000}
 
 @dataclass(frozen=True)
 class Clocks:
-    """khz: ascending. repeats: of every model at every clock. samples_max, max_seconds: of a run's
-    timed loop. teaching: how many of the clocks, evenly chosen, the policy's law is fitted at.
+    """khz: ascending. repeats: of every model at every clock; judged: of the two that are compared.
+    samples_max, max_seconds: of a run's timed loop. teaching: how many of the clocks, evenly
+    chosen, the policy's law is fitted at.
     """
 
     khz: tuple[int, ...]
     repeats: int
+    judged: int
     samples_max: int = 400
     max_seconds: float = 0.3
     teaching: int = 7
+
+    def to_judge(self) -> Clocks:
+        return replace(self, repeats=self.judged)
 
     def to_teach(self) -> Clocks:
         """The same at these alone, the lowest and the highest among them."""
@@ -94,6 +99,12 @@ class Measured:
     ms: NDArray[np.float64]
     switch_ns: tuple[int, ...]
     simulated: bool
+
+    def undisturbed_ms(self) -> NDArray[np.float64]:
+        """(n_clocks, n_models). What disturbs a run only slows it, and a host that is slow half of
+        the time moves a median between two latencies: the lower quartile stays at one.
+        """
+        return np.nanquantile(self.ms, 0.25, axis=0)
 
 
 def measure(

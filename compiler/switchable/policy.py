@@ -24,9 +24,14 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+_REACH = 2.0
+
 
 def fit_clock_law(khz: Sequence[float], ms: Sequence[float]) -> ClockLaw:
-    """Least squares of the relative error, a and b ≥ 0. Raises ValueError below two clocks."""
+    """Least squares of the relative error; b ≥ 0, latencies above 0 up to _REACH × the highest clock.
+
+    Raises ValueError below two clocks.
+    """
     from scipy.optimize import nnls
 
     f, y = np.asarray(khz, dtype=np.float64), np.asarray(ms, dtype=np.float64)
@@ -34,10 +39,12 @@ def fit_clock_law(khz: Sequence[float], ms: Sequence[float]) -> ClockLaw:
         raise ValueError(f"latency over clock needs two clocks at least, not {sorted(set(khz))}")
     if not (f > 0).all() or not (y > 0).all():
         raise ValueError("clocks and latencies are above 0")
-    columns = np.column_stack([np.ones(len(f)), 1 / f]) / y[:, None]
-    (a, b), _ = nnls(columns, np.ones(len(f)))
-    error = np.abs(columns @ [a, b] - 1)
-    return ClockLaw(float(a), float(b), float(error.mean()))
+    # In (1/f - 1/reach) both coefficients are 0 or more just where the law holds what is promised.
+    reach = _REACH * f.max()
+    columns = np.column_stack([np.ones(len(f)), 1 / f - 1 / reach]) / y[:, None]
+    (at_reach, b), _ = nnls(columns, np.ones(len(f)))
+    error = np.abs(columns @ [at_reach, b] - 1)
+    return ClockLaw(float(at_reach - b / reach), float(b), float(error.mean()))
 
 
 def learn_policy(

@@ -19,10 +19,10 @@ back and forth."""
 
 @dataclass(frozen=True)
 class ClockLaw:
-    """latency = a_ms + b_ms_khz / clock in kHz, of one sub-network on one board; both ≥ 0.
+    """latency = a_ms + b_ms_khz / clock in kHz, of one sub-network on one board; b_ms_khz ≥ 0.
 
-    a_ms: what memory and calls take whatever the clock. fit_mape: mean relative error on the
-    latencies that it was fitted to.
+    a_ms: what memory and calls take whatever the clock; below 0 where more slows down with the
+    clock than the core. fit_mape: mean relative error on the latencies that it was fitted to.
     """
 
     a_ms: float

@@ -57,6 +57,6 @@ def test_memory_is_set_beside_the_dense_network_s_own(monkeypatch, tmp_path):
 
 def test_a_law_is_taught_at_the_lowest_and_the_highest_clock_at_least():
     khz = (600, 750, 1000, 1200, 1500)
-    assert Clocks(khz, repeats=1, teaching=2).to_teach().khz == (600, 1500)
-    assert Clocks(khz, repeats=1, teaching=3).to_teach().khz == (600, 1000, 1500)
-    assert Clocks(khz, repeats=1).to_teach().khz == khz
+    assert Clocks(khz, repeats=1, judged=1, teaching=2).to_teach().khz == (600, 1500)
+    assert Clocks(khz, repeats=1, judged=1, teaching=3).to_teach().khz == (600, 1000, 1500)
+    assert Clocks(khz, repeats=1, judged=1).to_teach().khz == khz

@@ -128,6 +128,11 @@ def test_a_law_of_the_clock_is_found_again() -> None:
     assert law.a_ms == pytest.approx(0.2)
     assert law.b_ms_khz == pytest.approx(900_000)
     assert law.fit_mape < 1e-9
+    # Where the memory's clock falls with the core's, latency grows faster than 1/f.
+    steeper = fit_clock_law(khz, [900_000 / f - 0.2 for f in khz])
+    assert steeper.a_ms == pytest.approx(-0.2)
+    steepest = fit_clock_law(khz, [(800_000 / f) ** 4 for f in khz])
+    assert steepest.latency_ms(3_000_000) >= 0
     with pytest.raises(ValueError, match="two clocks"):
         fit_clock_law([600_000.0, 600_000.0], [1.0, 1.1])
 
