@@ -28,7 +28,7 @@ _REACH = 2.0
 
 
 def fit_clock_law(khz: Sequence[float], ms: Sequence[float]) -> ClockLaw:
-    """Least squares of the relative error; b ≥ 0, latencies above 0 up to _REACH × the highest clock.
+    """Least squares of the relative error; b ≥ 0, latencies above 0 up to twice the highest clock.
 
     Raises ValueError below two clocks.
     """
