@@ -27,11 +27,11 @@ from device_agents.worker import Session, read_specs, work
 Answer = Dict[str, Any]
 
 _POLL_MS = 100
-_QUIET_MS = 1000
 _TERM_S = 20.0
 _KILL_S = 10.0
 _STOP_POLL_S = 0.02
-_ALIVE_S = 5.0
+_ALIVE_S = 2.0
+"""Of the board's time: an emulated board's passes ten times as slowly as that of who waits."""
 _ALIVE = b'{"event": "alive"}\n'
 
 
@@ -101,7 +101,7 @@ def follow(
                 said_s = time.monotonic()
             if not alive:
                 return _ended(reader)
-            if wait.for_a_change():
+            if wait.for_a_change(said_s + _ALIVE_S - time.monotonic()):
                 return None
 
 
@@ -119,11 +119,11 @@ class _Wait:
             self._poller.register(changes, select.POLLIN)
         self._changed = True
 
-    def for_a_change(self) -> bool:
-        """Returns soon after one, and at times without. Whether the reader of out_fd is gone."""
+    def for_a_change(self, longest_s: float) -> bool:
+        """Returns soon after one, or when longest_s are over. Whether the reader is gone."""
         # A lock is let go a little after the close of its file is told of: look soon once more.
         soon = self._changed or self._changes is None
-        found = dict(self._poller.poll(_POLL_MS if soon else _QUIET_MS))
+        found = dict(self._poller.poll(_POLL_MS if soon else max(0, int(longest_s * 1e3) + 1)))
         if self._changes is not None:
             self._changed = found.pop(self._changes, 0) != 0
             drain(self._changes)
