@@ -184,11 +184,9 @@ def agreement(asked: argparse.Namespace, trained: str, work: Path) -> tuple[dict
         )
         x = splits.test_x[:]
         with torch.inference_mode():
-            float_class = (
-                torch.cat([network(part) for part in torch.split(x, 100)]).argmax(1).numpy()
-            )
+            logits = torch.cat([network(part) for part in torch.split(x, 100)])
         assert built.answers is not None, "it is int8"
-        int8_class = built.answers(x.numpy()).argmax(1)
+        float_class, int8_class = logits.argmax(1).numpy(), built.answers(x.numpy()).argmax(1)
         file_mib = built.files[0].path.stat().st_size / 2**20
     truth = np.asarray(splits.test_y)
     agreed = float(np.mean(int8_class == float_class))
@@ -209,7 +207,7 @@ def fine_tuned(name: str, published: Path, splits: Splits, work: Path) -> nn.Mod
     Kept in ``work``, where a second call finds it.
     """
     network = networks.build(name, SEED)
-    stored = work / f"{name}-{len(splits.train_y)}.safetensors"
+    stored = work / f"{name}-{EPOCHS}x{len(splits.train_y)}.safetensors"
     if stored.exists():
         weights.load_into(network, stored, name)
         return network.eval()

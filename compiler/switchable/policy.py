@@ -25,6 +25,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 
 _REACH = 2.0
+"""Of the highest clock measured, up to where a law's latencies stay above 0."""
 
 
 def fit_clock_law(khz: Sequence[float], ms: Sequence[float]) -> ClockLaw:

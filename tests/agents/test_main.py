@@ -121,7 +121,7 @@ def test_blobs(agent):
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(agent, args):
-    refused(agent, *args)
+    assert refused(agent, *args)
 
 
 def test_a_session_without_specs(agent):
