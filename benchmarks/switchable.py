@@ -68,7 +68,7 @@ FULL = Effort(
     ("digits_resnet", "digits_mobilenet"),
     REAL,
     Budget(),
-    Clocks(FULL_KHZ, repeats=9, judged=21),
+    Clocks(FULL_KHZ, repeats=15, judged=21),
     Clocks(VM_KHZ, repeats=1, judged=1, samples_max=20, max_seconds=60.0, teaching=2),
 )
 QUICK = Effort(

@@ -43,7 +43,7 @@ class Budget:
     multiply-adds at most: what lies between two sub-networks is what switching cannot hold.
     """
 
-    ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+    ratios: tuple[float, ...] = (*(step / 20 for step in range(11)), 0.6, 0.7)
     epochs: int = 8
     pictures: int | None = None
 

@@ -24,10 +24,11 @@ from device_agents.errors import RunFailedError
 from device_agents.runtimes import TensorSpec
 from device_agents.runtimes.arrays import array_of, bytes_of
 from device_agents.runtimes.ort import PROVIDER, session_options
-from device_agents.runtimes.switchable_file import read_switchable, size_of
+from device_agents.runtimes.switchable_file import Tensor, read_switchable, size_of
 from device_agents.runtimes.switchable_forms import (
     BLOCKS,
     Form,
+    Place,
     aligned,
     optimised_form,
     plain_form,
@@ -37,6 +38,10 @@ from device_agents.switching import ClockWatch
 from device_agents.sysfs import Root
 
 _M_MMAP_THRESHOLD = -3
+_MADE_ONCE = 4096
+"""Weights of a sub-network up to this size, 16 kB, are kept as it needs them: they are a hundredth
+of a network's, and were a third of a narrow one's switch."""
+
 _RECOMPILE = "fleetcut compile --mode switchable"
 
 
@@ -175,18 +180,22 @@ class SwitchableRunner:
         session = _session(self._ort, form, self._threads)
         binding = session.io_binding()
         tensors = self._file.sub_networks[number].tensors
-        # What is this sub-network's alone lies side by side and goes over in one piece: to begin a
-        # copy costs more than most of it, which are biases.
-        places = sorted(form.places, key=lambda place: tensors[place.tensor].own is None)
-        sizes = (aligned(p.size) for p in places if tensors[p.tensor].own is not None)
-        own = np.zeros(sum(sizes), dtype=np.float32)
-        fills, at = [Fill(buffer[: own.size], own, None, None)], 0
+        # What is this sub-network's alone, and what is small, lies side by side and goes over in
+        # one piece: to begin a copy costs more than most of it.
+        places = sorted(form.places, key=lambda place: not _is_made_once(place, tensors))
+        sizes = (aligned(place.size) for place in places if _is_made_once(place, tensors))
+        made = np.zeros(sum(sizes), dtype=np.float32)
+        fills, at = [Fill(buffer[: made.size], made, None, None)], 0
         for place in places:
-            view = buffer[at : at + place.size]
-            _bind(self._ort, binding.bind_ortvalue_input, place.name, view.reshape(place.shape))
-            fill = fill_of(view, place, tensors[place.tensor], self._file.banks, self._weights)
-            if at < own.size:
-                own[at : at + place.size] = fill.source
+            target = slice(at, at + place.size)
+            view = buffer[target].reshape(place.shape)
+            _bind(self._ort, binding.bind_ortvalue_input, place.name, view)
+            once = at < made.size
+            into = made if once else buffer
+            tensor = tensors[place.tensor]
+            fill = fill_of(into[target], place, tensor, self._file.banks, self._weights)
+            if once:
+                fill.write()
             else:
                 fills.append(fill)
             at += aligned(place.size)
@@ -211,6 +220,10 @@ class SwitchableRunner:
             return f"onnxruntime: {error}"
         self.switch_to(0)
         return None
+
+
+def _is_made_once(place: Place, tensors: Sequence[Tensor]) -> bool:
+    return tensors[place.tensor].own is not None or place.size <= _MADE_ONCE
 
 
 def _session(onnxruntime: Any, form: Form, threads: int) -> Any:
