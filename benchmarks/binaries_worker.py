@@ -5,6 +5,7 @@ Input: argv RUNTIME MODEL INPUT (ort | litert), then lines on stdin: ``bench N``
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import numpy as np
 
 
 def ort(path: str, x: Any) -> Callable[[], Any]:
+    # As in the agent and in native programs: no thread and no database of telemetry.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

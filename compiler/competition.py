@@ -21,8 +21,8 @@ from compiler.work import WorkFolder, read_json
 
 STAGE = "forms"
 
-SUFFIX = {"onnx": ".onnx", "ort": ".ort", "tflite": ".tflite", "executable": ""}
-"""By kind: of a model file in a campaign."""
+SUFFIX = {"onnx": ".onnx", "ort": ".ort", "tflite": ".tflite"}
+"""By kind: of a model file in a campaign. Programs have none."""
 
 ANY_MACHINE = "any"
 
@@ -106,7 +106,7 @@ def _models(forms: Sequence[Form], machine: str) -> Iterator[ProposedModel]:
             form.target.runtime,
             precision,
             form.target.threads,
-            SUFFIX[kind],
+            SUFFIX.get(kind, ""),
         )
 
 

@@ -20,7 +20,6 @@ from pydantic import (
 
 from compiler.targets.board_file import (
     CPU_PATTERN,
-    KINDS,
     LIBC_PATTERN,
     NAME_PATTERN,
     PRECISIONS,
@@ -29,6 +28,7 @@ from compiler.targets.board_file import (
     Precision,
     Runtime,
     TargetFileError,
+    kinds_of,
     load_board,
 )
 from device_agents.contract import Target
@@ -203,13 +203,12 @@ class RecipeTarget(_Part):
 
     def forms(self) -> tuple[tuple[Kind, Target], ...]:
         """Each binary asked for: its kind and what it is built for, fp32 before int8."""
-        kinds = KINDS if self.kind == "all" else (self.kind,)
+        kinds = kinds_of(self.machine, self.runtimes) if self.kind == "all" else (self.kind,)
         precisions = PRECISIONS if self.precision == "all" else (self.precision,)
         return tuple(
             (kind, self._target(RUNTIME_OF_KIND[kind], precision))
             for precision in precisions
             for kind in kinds
-            if not self.runtimes or RUNTIME_OF_KIND[kind] in self.runtimes
         )
 
     def _target(self, runtime: Runtime, precision: Precision) -> Target:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.targets.built import ATOL_FP32, Builder, BuiltFile, BuiltModel, TargetError
-from compiler.targets.executable import build_executable
+from compiler.targets.executable import build_executable, build_ort_executable
 from compiler.targets.fast_tflite import fast_tflite
 from compiler.targets.onnx import build_onnx, fast_onnx
 from compiler.targets.ort_format import build_ort
@@ -20,6 +20,7 @@ TARGETS: Mapping[str, Builder] = {
     "ort": build_ort,
     "tflite": build_tflite,
     "executable": build_executable,
+    "executable-ort": build_ort_executable,
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "build_executable",
     "build_onnx",
     "build_ort",
+    "build_ort_executable",
     "build_tflite",
     "fast_onnx",
     "fast_tflite",

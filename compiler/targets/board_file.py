@@ -7,6 +7,7 @@ Raises TargetFileError: the file, the key in it, what is wrong, what to write in
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +22,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LIBC_PATTERN = r"^(glibc \d+\.\d+)?$"
 CPU_PATTERN = r"^[a-z0-9][a-z0-9._+-]*$|^$"
 
-Kind = Literal["onnx", "ort", "tflite", "executable"]
-KINDS: tuple[Kind, ...] = ("onnx", "ort", "tflite", "executable")
+Kind = Literal["onnx", "ort", "tflite", "executable", "executable-ort"]
+KINDS: tuple[Kind, ...] = ("onnx", "ort", "tflite", "executable", "executable-ort")
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 Runtime = Literal["ort", "tflite", "executable"]
@@ -31,7 +32,11 @@ RUNTIME_OF_KIND: dict[Kind, Runtime] = {
     "ort": "ort",
     "tflite": "tflite",
     "executable": "executable",
+    "executable-ort": "executable",
 }
+
+MACHINES_WITHOUT_ORT = ("armv7l",)
+"""No ONNX Runtime is published for them that a program could hold."""
 
 CPU_OF_SOC = {
     "brcm,bcm2837": "cortex-a53",
@@ -60,6 +65,18 @@ class TargetFileError(CompilerError):
     """A board file that cannot be used."""
 
 
+def kinds_of(machine: str, runtimes: Collection[str]) -> tuple[Kind, ...]:
+    """The forms that a machine with these runtimes can run; those of every runtime where none is
+    named.
+    """
+    return tuple(
+        kind
+        for kind in KINDS
+        if (not runtimes or RUNTIME_OF_KIND[kind] in runtimes)
+        and (kind != "executable-ort" or machine not in MACHINES_WITHOUT_ORT)
+    )
+
+
 class BoardTarget(BaseModel):
     """A kind of board.
 
@@ -84,7 +101,7 @@ class BoardTarget(BaseModel):
 
     def kinds(self) -> tuple[Kind, ...]:
         """The forms whose runtime such a board has."""
-        return tuple(kind for kind in KINDS if RUNTIME_OF_KIND[kind] in self.runtimes)
+        return kinds_of(self.machine, self.runtimes)
 
     def to_yaml(self) -> str:
         """What ``load_board`` reads back."""

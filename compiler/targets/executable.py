@@ -1,8 +1,9 @@
-"""A network as one native program: ExecuTorch's XNNPACK path, with all that it needs inside.
+"""A network as one native program, its engine and all that this needs inside.
 
 Input: a network in eval mode, one example (1, C, H, W), and samples for int8. Output: BuiltModel
-around ``model``, an ELF for this workstation's machine or another that runs native_runner.cc.
-Machines that ExecuTorch does not know get Debian's XNNPACK, which xnnpack_runner.c runs.
+around ``model``, an ELF for this workstation's machine or another. ExecuTorch's XNNPACK path or
+ONNX Runtime run it under native_runner.cc; machines that neither knows get Debian's XNNPACK, which
+xnnpack_runner.c runs.
 """
 
 from __future__ import annotations
@@ -37,8 +38,16 @@ from compiler.targets.built import (
 from compiler.targets.native_libc import Version, glibc_floor
 from compiler.targets.native_lowering import lower
 from compiler.targets.native_pieces import COMMON, Pieces, link_against, pieces, run
+from compiler.targets.ort_program import ort_program
 from compiler.targets.quiet import contained
-from compiler.targets.toolchains import RUNTIME, RUNTIMES, XNNPACK, MissingToolError, find
+from compiler.targets.toolchains import (
+    ONNXRUNTIME,
+    RUNTIME,
+    RUNTIMES,
+    XNNPACK,
+    MissingToolError,
+    find,
+)
 from compiler.targets.xnnpack_lowering import plan_of
 from compiler.targets.xnnpack_pieces import xnnpack_pieces
 from device_agents.contract.artifacts import Target
@@ -47,7 +56,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PROGRAM = "model"
-SOURCES = ("native_launcher.c", "native_program.h", "embed.S")
+SOURCES = (
+    "native_launcher.c",
+    "native_library.c",
+    "native_library.h",
+    "native_program.h",
+    "embed.S",
+)
 
 RUN_TIMEOUT_S = 600
 SAID_CHARS = 2000
@@ -78,27 +93,67 @@ def build_executable(
     old, a failing exporter, missing samples, or float32 that deviates by more than ATOL_FP32;
     ValueError for a network in training mode or an unfit example.
     """
-    over_xnnpack = RUNTIMES.get(target.machine, (RUNTIME,))[0] == XNNPACK
-    if over_xnnpack:
-        require_fp32(target)
-    here, there = pieces_of(target, XNNPACK if over_xnnpack else RUNTIME)
-    int8 = target.precision == "int8"
-    samples = require_calibration(target, example, calibration) if int8 else None
-    expected = reference_output(network, example)
-    with contained(target, f"lowering to {'XNNPACK' if over_xnnpack else 'ExecuTorch'}"):
-        program, operators = (
-            (plan_of(network, example, target), ())
-            if over_xnnpack
-            else lower(network, example, samples)
+    engine = RUNTIMES.get(target.machine, (RUNTIME,))[0]
+    return _build("executable", engine, network, example, out, target, calibration)
+
+
+def build_ort_executable(
+    network: nn.Module,
+    example: Tensor,
+    out: Path,
+    target: Target,
+    calibration: Tensor | None = None,
+) -> BuiltModel:
+    """The same over ONNX Runtime, where that is published for target.machine."""
+    if ONNXRUNTIME not in RUNTIMES.get(target.machine, ()):
+        raise TargetError(
+            target,
+            f"no ONNX Runtime is published for {target.machine}",
+            "deploy the executable of kind executable to such boards",
         )
+    return _build("executable-ort", ONNXRUNTIME, network, example, out, target, calibration)
+
+
+def _build(
+    kind: str,
+    engine: str,
+    network: nn.Module,
+    example: Tensor,
+    out: Path,
+    target: Target,
+    calibration: Tensor | None,
+) -> BuiltModel:
+    if engine == XNNPACK:
+        require_fp32(target)
+    here, there = pieces_of(target, engine)
+    int8 = target.precision == "int8"
+    if int8:
+        require_calibration(target, example, calibration)
+    expected = reference_output(network, example)
+    program, operators = _lowered(engine, network, example, target, calibration)
     content = Content(program, operators, example.numpy(), expected, ATOL_FP32)
     found = _answers(target, here, content)(content.golden_input)
     max_abs_err = parity(target, expected, found, math.inf if int8 else ATOL_FP32)
     if not int8:
-        return ship(target, there, content, max_abs_err, out)
+        return ship(target, there, content, max_abs_err, out, kind)
     content = replace(content, golden_output=found, atol=int8_atol(found))
-    built = ship(target, there, content, max_abs_err, out)
+    built = ship(target, there, content, max_abs_err, out, kind)
     return replace(built, answers=_answers(target, here, content))
+
+
+def _lowered(
+    engine: str, network: nn.Module, example: Tensor, target: Target, calibration: Tensor | None
+) -> tuple[bytes, tuple[str, ...]]:
+    """What the engine reads, and the operators that take its library of kernels along."""
+    if engine == ONNXRUNTIME:
+        return ort_program(network, example, target, calibration), ()
+    if engine == XNNPACK:
+        with contained(target, "lowering to XNNPACK"):
+            return plan_of(network, example, target), ()
+    int8 = target.precision == "int8"
+    samples = require_calibration(target, example, calibration) if int8 else None
+    with contained(target, "lowering to ExecuTorch"):
+        return lower(network, example, samples)
 
 
 def pieces_of(target: Target, runtime: str) -> tuple[Pieces, Pieces]:
@@ -112,14 +167,19 @@ def pieces_of(target: Target, runtime: str) -> tuple[Pieces, Pieces]:
 
 
 def ship(
-    target: Target, there: Pieces, content: Content, max_abs_err: float, out: Path
+    target: Target,
+    there: Pieces,
+    content: Content,
+    max_abs_err: float,
+    out: Path,
+    kind: str = "executable",
 ) -> BuiltModel:
     """Writes out/model. Raises TargetError when the linker fails."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / PROGRAM
     floor = link(target, there, content, path)
     return BuiltModel(
-        kind="executable",
+        kind=kind,
         target=replace(target, libc=_glibc(floor)),
         model_file=PROGRAM,
         files=(BuiltFile(PROGRAM, path, executable=True),),
@@ -241,7 +301,8 @@ def link(target: Target, linked: Pieces, content: Content, path: Path) -> Versio
             [
                 *(linked.toolchain.cxx, *COMMON, "-s", "-pie"),
                 *(f"-D{name}={value}" for name, value in _facts(target, linked, content).items()),
-                *("-x", "c", "native_launcher.c", "-x", "assembler-with-cpp", "embed.S"),
+                *("-x", "c", "native_launcher.c", "-x", "c", "native_library.c"),
+                *("-x", "assembler-with-cpp", "embed.S"),
                 *("-x", "none", "-o", PROGRAM, "-Wl,--no-as-needed"),
                 *link_against(linked.stubs),
             ],

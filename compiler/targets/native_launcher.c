@@ -1,16 +1,13 @@
 /* The program's own executable: loads the libraries inside it, then runs the network inside it.
    Input: what embed.S includes, and a command line. Output: that of native_runner.cc.
-   Each library becomes a file in memory (memfd_create(2), Linux 3.17), and the C library's loader
-   opens that. Later libraries find earlier ones by their soname, so nothing is on the board's disk
-   but this file. Plain C without constructors: C libraries before 2.34 would not run any. */
+   Later libraries find earlier ones by their soname, so nothing is on the board's disk but this
+   file. Plain C without constructors: C libraries before 2.34 would not run any. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "native_library.h"
 #include "native_program.h"
 
 #define EMBEDDED(name) extern const unsigned char name##_start[], name##_end[];
@@ -39,30 +36,6 @@ static int refuse(const char *name, const char *fact) {
   return 1;
 }
 
-/* A descriptor of a file in memory with these bytes, or -1 and errno. */
-static int file_of(const char *name, fleetcut_bytes bytes) {
-  const fleetcut_bytes whole = bytes;
-  const int file = (int)syscall(SYS_memfd_create, name, 1u /* MFD_CLOEXEC */);
-  while (file >= 0 && bytes.start < bytes.end) {
-    const ssize_t written = write(file, bytes.start, (size_t)(bytes.end - bytes.start));
-    if (written < 0 && errno != EINTR) return -1;
-    if (written > 0) bytes.start += written;
-  }
-  fleetcut_let_go(whole); /* or it would be resident twice */
-  return file;
-}
-
-/* "/proc/self/fd/" and the number. */
-static void path_of(int file, char *path) {
-  char digits[12];
-  int count = 0;
-  do digits[count++] = (char)('0' + file % 10);
-  while ((file /= 10) > 0);
-  path = stpcpy(path, "/proc/self/fd/");
-  while (count > 0) *path++ = digits[--count];
-  *path = '\0';
-}
-
 int main(int argc, char **argv) {
   static const fleetcut_program program = {
       {model_start, model_end},
@@ -80,14 +53,10 @@ int main(int argc, char **argv) {
   int files[kLibraries];
   void *last = NULL;
   for (int i = 0; i < kLibraries; ++i) {
-    char path[32];
-    files[i] = file_of(libraries[i].name, libraries[i].bytes);
-    if (files[i] < 0) return refuse(libraries[i].name, strerror(errno));
-    path_of(files[i], path);
-    last = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-    if (last == NULL) return refuse(libraries[i].name, dlerror());
+    const char *fact = NULL;
+    last = fleetcut_load(libraries[i].name, libraries[i].bytes, &files[i], &fact, argc, argv);
+    if (last == NULL) return refuse(libraries[i].name, fact);
   }
-  /* Only now: the loader takes a path that it has seen for the library that it was. */
   for (int i = 0; i < kLibraries; ++i) close(files[i]);
   void *const entry = dlsym(last, FLEETCUT_ENTRY);
   if (entry == NULL) return refuse(FLEETCUT_ENTRY, dlerror());

@@ -7,15 +7,15 @@ which it loads them, and what its launcher is linked against.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import shutil
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.targets.built import versions
+from compiler.targets.native_engines import ENGINES, Engine
 from compiler.targets.native_libc import (
     DEFINED,
     UNDEFINED,
@@ -28,30 +28,13 @@ from compiler.targets.native_libc import (
 )
 from compiler.targets.toolchains import Toolchain, cache_folder
 
-FLOOR: Version = (2, 27)
-"""What ExecuTorch's wheel asks of a C library itself: older boards cannot be served with it."""
-
 CXX = "libfleetcut_cxx.so"
 STAND_INS = ("libgcc_s.so.1", "libstdc++.so.6")
 """Empty, because the runtime's libraries ask for them by name. They are not CXX itself, as the
 loader asserts that a library of such a name holds the versions it is asked for."""
 
-RUNTIME_LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so")
-BACKEND_LIBRARY = "libexecutorch_backend_xnnpack.so"
-KERNEL_LIBRARY = "libexecutorch_kernels_optimized.so"
-"""10 MB, taken along only when an operator of the network is not XNNPACK's."""
-
-THEIR_LIBRARIES = (*RUNTIME_LIBRARIES, KERNEL_LIBRARY, BACKEND_LIBRARY)
 RUNNER = "libfleetcut_runner.so"
 
-DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
-"""What executorch-config.cmake (EXECUTORCH_COMPILE_DEFINITIONS) asks of its users."""
-
-XNNPACK_NOTE = """\
-The libraries libexecutorch*.so in this program, as shipped in the executorch wheel, contain XNNPACK
-(BSD-3-Clause, https://github.com/google/XNNPACK), pthreadpool and cpuinfo (BSD-2-Clause,
-https://github.com/google/pthreadpool, https://github.com/pytorch/cpuinfo).
-"""
 GCC_NOTE = """\
 The library libfleetcut_cxx.so in this program contains parts of GCC's libstdc++ and libgcc
 (GPL-3.0 with the GCC Runtime Library Exception 3.1, https://www.gnu.org/licenses/gcc-exception-3.1.html).
@@ -59,7 +42,7 @@ The library libfleetcut_cxx.so in this program contains parts of GCC's libstdc++
 
 LIBGCC = ("libgcc_eh.a", "libgcc.a")
 JUMPS = {"x86_64": "jmp", "aarch64": "b", "armv7l": "b"}
-SOURCES = ("native_runner.cc", "native_cxx.c", "native_program.h")
+SOURCES = ("native_runner.cc", "native_engine.h", "native_cxx.c", "native_program.h")
 COMPILE_TIMEOUT_S = 1800
 
 COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frandom-seed=fleetcut")
@@ -67,7 +50,7 @@ COMMON = ("-O2", "-pipe", "-fPIC", "-Wl,--build-id=none", "-Wl,-z,defs", "-frand
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Pieces(ABC):
     """folder holds everything; stubs: names in folder/stubs; floor: of all that is carried."""
 
     toolchain: Toolchain
@@ -75,50 +58,65 @@ class Pieces:
     stubs: tuple[str, ...]
     floor: Version
 
+    @abstractmethod
     def libraries(self, *, kernels: bool) -> tuple[Path, ...]:
         """In loading order: each finds what it needs among those before it."""
-        own, theirs = self.folder, self.toolchain.runtime / "lib"
-        return (
-            own / CXX,
-            *(own / name for name in STAND_INS),
-            *(theirs / name for name in RUNTIME_LIBRARIES),
-            *((theirs / KERNEL_LIBRARY,) if kernels else ()),
-            theirs / BACKEND_LIBRARY,
-            own / RUNNER,
-        )
 
+    @abstractmethod
     def version(self) -> str:
         """Of the runtime inside."""
-        return importlib.metadata.version("executorch")
 
+    @abstractmethod
     def tools(self, *, int8: bool) -> tuple[tuple[str, str], ...]:
         """(tool, version) of what makes a program with these."""
-        return versions("executorch", "torch", *(("torchao",) if int8 else ()))
 
+    @abstractmethod
     def licences(self) -> tuple[str, ...]:
         """Texts that must travel with a program."""
-        text = importlib.metadata.distribution("executorch").read_text("licenses/LICENSE")
-        assert text is not None, "the executorch wheel carries its licence"
-        return (text, XNNPACK_NOTE, GCC_NOTE)
 
 
-def pieces(toolchain: Toolchain) -> Pieces:
-    """From the cache; built first, in some 5 s, when it is not there.
+@dataclass(frozen=True)
+class EnginePieces(Pieces):
+    """For an engine that native_runner.cc runs."""
+
+    engine: Engine
+
+    def libraries(self, *, kernels: bool) -> tuple[Path, ...]:
+        theirs = dict(zip(self.engine.libraries, self.engine.files(self.toolchain), strict=True))
+        if not kernels:
+            theirs.pop(self.engine.kernels, None)
+        own = self.folder
+        cxx = (own / CXX, *(own / name for name in STAND_INS))
+        return (*cxx, *theirs.values(), own / RUNNER)
+
+    def version(self) -> str:
+        return self.engine.version()
+
+    def tools(self, *, int8: bool) -> tuple[tuple[str, str], ...]:
+        return self.engine.tool_versions(int8=int8)
+
+    def licences(self) -> tuple[str, ...]:
+        return (*self.engine.licence_texts(), GCC_NOTE)
+
+
+def pieces(toolchain: Toolchain) -> EnginePieces:
+    """Of the toolchain's engine. From the cache; built first, in some 5 s, when not there.
 
     Raises subprocess.SubprocessError when the compiler fails, MissingToolError when it lacks a
     library.
     """
     here = Path(__file__).parent
+    engine = ENGINES[toolchain.engine]
+    modules = ("native_pieces.py", "native_engines.py", "native_libc.py")
     deciding = (
-        *(here / name for name in (*SOURCES, "native_pieces.py", "native_libc.py")),
-        *(toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES),
+        *(here / name for name in (*SOURCES, engine.source, *modules)),
+        *engine.files(toolchain),
         *(toolchain.file(name) for name in ("libc.so.6", "libstdc++.a", *LIBGCC)),
     )
-    home = kept("pieces", toolchain, FLOOR, deciding, _build)
-    carried = [home / CXX, home / RUNNER]
-    carried += [toolchain.runtime / "lib" / name for name in THEIR_LIBRARIES]
+    home = kept("pieces", toolchain, engine.floor, deciding, _build)
+    carried = [home / CXX, home / RUNNER, *engine.files(toolchain)]
     stubs = tuple((home / "stubs.txt").read_text(encoding="utf-8").split())
-    return Pieces(toolchain, home, stubs, glibc_floor(toolchain, carried))
+    return EnginePieces(toolchain, home, stubs, glibc_floor(toolchain, carried), engine)
 
 
 def kept(
@@ -160,38 +158,40 @@ def run(command: Sequence[str], folder: Path) -> None:
 
 
 def _build(toolchain: Toolchain, folder: Path) -> None:
-    for source in SOURCES:
+    engine = ENGINES[toolchain.engine]
+    for source in (*SOURCES, engine.source):
         shutil.copyfile(Path(__file__).parent / source, folder / source)
-    stubs = write_stubs(toolchain, FLOOR, folder / "stubs")
+    stubs = write_stubs(toolchain, engine.floor, folder / "stubs")
     (folder / "stubs.txt").write_text("\n".join(stubs) + "\n", encoding="utf-8")
     for name in STAND_INS:
         write_empty(toolchain, folder, name)
-    _compile_runner(toolchain, folder)
-    _link_cxx(toolchain, folder, stubs)
-    _link_runner(toolchain, folder, stubs)
+    for source in ("native_runner.cc", engine.source):
+        _compile(toolchain, engine, folder, source)
+    _link_cxx(toolchain, engine, folder, stubs)
+    _link_runner(toolchain, engine, folder, stubs)
 
 
-def _compile_runner(toolchain: Toolchain, folder: Path) -> None:
-    include = toolchain.runtime / "include"
+def _compile(toolchain: Toolchain, engine: Engine, folder: Path, source: str) -> None:
     run(
         [
             *(toolchain.cxx, "-std=c++17", *COMMON, "-fvisibility=hidden"),
-            f"-ffile-prefix-map={toolchain.runtime}=executorch",
-            *(f"-D{name}" for name in DEFINITIONS),
+            f"-ffile-prefix-map={toolchain.runtime}={engine.package}",
+            *(f"-D{name}" for name in engine.definitions),
             # -isystem: warnings in the runtime's headers are not ours to mend.
-            *("-isystem", str(include)),
-            *("-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
-            *("-c", "native_runner.cc", "-o", "runner.o"),
+            *(flag for i in engine.include for flag in ("-isystem", str(toolchain.runtime / i))),
+            *("-c", source, "-o", f"{source}.o"),
         ],
         folder,
     )
 
 
-def _link_cxx(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
+def _link_cxx(toolchain: Toolchain, engine: Engine, folder: Path, stubs: Sequence[str]) -> None:
     """libstdc++ and libgcc's unwinder as one library, of what is asked for and what that needs."""
-    asked = symbols(toolchain, folder / "runner.o", UNDEFINED)
-    for name in THEIR_LIBRARIES:
-        asked |= symbols(toolchain, toolchain.runtime / "lib" / name, UNDEFINED_DYNAMIC)
+    asked: set[str] = set()
+    for source in ("native_runner.cc", engine.source):
+        asked |= symbols(toolchain, folder / f"{source}.o", UNDEFINED)
+    for library in engine.files(toolchain):
+        asked |= symbols(toolchain, library, UNDEFINED_DYNAMIC)
     cxx = toolchain.file("libstdc++.a")
     asked_of_gcc = asked - symbols(toolchain, cxx, DEFINED)
     asked -= asked_of_gcc
@@ -228,12 +228,12 @@ def open_libgcc(
     (folder / "doors.s").write_text("\n".join(doors) + "\n", "utf-8")
 
 
-def _link_runner(toolchain: Toolchain, folder: Path, stubs: Sequence[str]) -> None:
-    libraries = toolchain.runtime / "lib"
+def _link_runner(toolchain: Toolchain, engine: Engine, folder: Path, stubs: Sequence[str]) -> None:
     run(
         [
             *(toolchain.cxx, "-shared", "-s", *COMMON, f"-Wl,-soname,{RUNNER}", "-o", RUNNER),
-            *("runner.o", CXX, *(str(libraries / name) for name in RUNTIME_LIBRARIES)),
+            *("native_runner.cc.o", f"{engine.source}.o", CXX),
+            *(str(library) for library in engine.linked_files(toolchain)),
             *link_against(stubs),
         ],
         folder,

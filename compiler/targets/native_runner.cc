@@ -1,55 +1,31 @@
-// Runs the one network that native_launcher.c was linked with.
+// Runs the one network that native_launcher.c was linked with, on the engine it was linked with.
 // Input: raw little-endian float32 tensors on stdin, or with --serve one command a line.
 // Output: raw float32, or one JSON line an answer, on stdout; messages on stderr.
-#include <executorch/extension/data_loader/buffer_data_loader.h>
-#include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor.h>
-#include <executorch/runtime/platform/platform.h>
-
-#include <malloc.h>
-#include <sys/mman.h>
-
-#include <atomic>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "native_program.h"
-
-// The wheel ships this class in libexecutorch_threadpool.so but not its header.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  bool _unsafe_reset_threadpool(std::uint32_t threads);
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
+#include "native_engine.h"
 
 namespace {
 
-using Floats = std::vector<float>;
-using Shape = std::vector<executorch::aten::SizesType>;
+using fleetcut::Clock;
+using fleetcut::Floats;
+using fleetcut::Shape;
+using fleetcut::shape_of;
 using Samples = std::vector<std::int64_t>;
-using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kHugePage = std::size_t{1} << 21;
-constexpr std::size_t kActivations = std::size_t{1} << 26;
-constexpr std::chrono::milliseconds kLettingGoInterval{4};
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxSamples = 1000000;
 constexpr int kDefaultSamples = 100;
@@ -61,145 +37,56 @@ constexpr const char* kUsage =
     "       PROGRAM --benchmark [N] [--threads N]  nanoseconds of N inferences of the golden input\n"
     "       PROGRAM --serve [--threads N]          'input FILE', 'bench N', 'output FILE', 'quit'\n";
 
-// The runtime reports every start as information; only its errors are worth a line on stderr.
-void log_errors(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, std::size_t,
-                const char* message, std::size_t length) {
-  if (level == kDebug || level == kInfo) return;
-  std::cerr << "executorch: " << std::string_view(message, length) << '\n';
-}
-
-std::int64_t ns_since(Clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
-}
-
-Shape shape_of(const fleetcut_shape& shape) {
-  return Shape(shape.sizes, shape.sizes + shape.rank);
-}
-
-std::size_t count(const Shape& shape) {
-  std::size_t product = 1;
-  for (const auto size : shape) product *= static_cast<std::size_t>(size);
-  return product;
-}
-
-std::size_t size_of(const fleetcut_bytes& bytes) {
-  return static_cast<std::size_t>(bytes.end - bytes.start);
-}
-
 Floats embedded(const fleetcut_bytes& bytes) {
-  Floats values(size_of(bytes) / sizeof(float));
+  Floats values(fleetcut::size_of(bytes) / sizeof(float));
   std::memcpy(values.data(), bytes.start, values.size() * sizeof(float));
   return values;
 }
-
-// Packed weights and activations come from one heap that the kernel may back with huge pages: on a
-// server ResNet50 runs a twelfth faster, for matrix rows lie pages apart. Nothing is touched here.
-void prefer_huge_pages(std::size_t size) {
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  void* const heap = std::malloc(size);
-  if (heap == nullptr) return;
-  const auto start = reinterpret_cast<std::uintptr_t>(heap) / kHugePage * kHugePage + kHugePage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(heap) + size) / kHugePage * kHugePage;
-  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-  std::free(heap);
-}
-
-// Lets go of the file's weights while they are packed, or they would be resident twice at the end.
-class LettingGo {
- public:
-  explicit LettingGo(const fleetcut_bytes& bytes) : bytes_(bytes), thread_([this] { run(); }) {}
-  LettingGo(const LettingGo&) = delete;
-  LettingGo& operator=(const LettingGo&) = delete;
-  ~LettingGo() {
-    done_ = true;
-    thread_.join();
-  }
-
- private:
-  void run() {
-    while (!done_) {
-      std::this_thread::sleep_for(kLettingGoInterval);
-      fleetcut_let_go(bytes_);
-    }
-  }
-
-  fleetcut_bytes bytes_;
-  std::atomic<bool> done_{false};
-  std::thread thread_;
-};
 
 // The loaded network and the tensor it answers to, at first the golden input.
 class Network {
  public:
   // Throws std::runtime_error when the runtime refuses the thread count or the network.
   Network(const fleetcut_program& program, int threads)
-      : input_shape_(shape_of(program.input_shape)),
-        output_shape_(shape_of(program.output_shape)) {
+      : input_count_(fleetcut::count(shape_of(program.input_shape))),
+        output_(fleetcut::count(shape_of(program.output_shape))) {
     const auto start = Clock::now();
-    prefer_huge_pages(size_of(program.model) + kActivations);
-    auto* pool = executorch::extension::threadpool::get_threadpool();
-    if (pool == nullptr || !pool->_unsafe_reset_threadpool(static_cast<std::uint32_t>(threads))) {
-      throw std::runtime_error("cannot set " + std::to_string(threads) + " threads");
-    }
-    module_ = std::make_unique<executorch::extension::Module>(
-        std::make_unique<executorch::extension::BufferDataLoader>(program.model.start,
-                                                                  size_of(program.model)));
-    {
-      const LettingGo weights(program.model);
-      check(module_->load_forward(), "cannot load the network");
-    }
+    engine_ = fleetcut::load(program, threads);
     set_input(embedded(program.golden_input));
-    load_ns_ = ns_since(start);
+    load_ns_ = fleetcut::ns_since(start);
   }
 
   std::int64_t load_ns() const { return load_ns_; }
-  std::size_t input_count() const { return count(input_shape_); }
+  std::size_t input_count() const { return input_count_; }
 
   void set_input(Floats values) {
-    if (values.size() != input_count()) {
+    if (values.size() != input_count_) {
       throw std::runtime_error("input has " + std::to_string(values.size()) + " values, expected " +
-                               std::to_string(input_count()));
+                               std::to_string(input_count_));
     }
     input_ = std::move(values);
-    tensor_ = executorch::extension::from_blob(input_.data(), input_shape_);
-    output_.clear();
+    engine_->set_input(input_);
+    answered_ = false;
   }
 
   // One inference; its duration, without the copy of the answer.
   std::int64_t infer_ns() {
-    const auto start = Clock::now();
-    auto result = module_->forward(tensor_);
-    const auto elapsed_ns = ns_since(start);
-    check(result.error(), "the inference failed");
-    const auto answer = result->at(0).toTensor();
-    if (static_cast<std::size_t>(answer.numel()) != count(output_shape_)) {
-      throw std::runtime_error("the network answered with another shape than it was built for");
-    }
-    const float* values = answer.const_data_ptr<float>();
-    output_.assign(values, values + answer.numel());
+    const auto elapsed_ns = engine_->infer_ns(output_);
+    answered_ = true;
     return elapsed_ns;
   }
 
   // The answer to the present input.
   const Floats& output() {
-    if (output_.empty()) infer_ns();
+    if (!answered_) infer_ns();
     return output_;
   }
 
  private:
-  static void check(executorch::runtime::Error error, const char* fact) {
-    if (error != executorch::runtime::Error::Ok) {
-      throw std::runtime_error(std::string(fact) + ": ExecuTorch error " +
-                               std::to_string(static_cast<int>(error)));
-    }
-  }
-
-  Shape input_shape_, output_shape_;
-  std::unique_ptr<executorch::extension::Module> module_;
-  Floats input_;
-  executorch::extension::TensorPtr tensor_;
-  Floats output_;
+  std::size_t input_count_;
+  std::unique_ptr<fleetcut::Engine> engine_;
+  Floats input_, output_;
+  bool answered_ = false;
   std::int64_t load_ns_ = 0;
 };
 
@@ -282,7 +169,8 @@ std::string bench(Network& network, int samples) {
 int describe(const fleetcut_program& program) {
   answer("{\"input_shape\":" + list(shape_of(program.input_shape)) +
          ",\"output_shape\":" + list(shape_of(program.output_shape)) +
-         ",\"runtime\":\"executorch-xnnpack\",\"version\":" + quoted(program.version) +
+         ",\"runtime\":" + quoted(fleetcut::kRuntime) +
+         ",\"version\":" + quoted(program.version) +
          ",\"precision\":" + quoted(program.precision) + ",\"machine\":" +
          quoted(program.machine) + ",\"libc\":" + quoted(program.libc) +
          ",\"threads\":" + std::to_string(program.threads) +
@@ -416,8 +304,6 @@ int fleetcut_main(const fleetcut_program* program, int argc, char** argv) {
     std::cerr << kUsage;
     return 2;
   }
-  using executorch::runtime::PalImpl;
-  executorch::runtime::register_pal(PalImpl::create(log_errors, __FILE__));
   try {
     return run(*program, *options);
   } catch (const std::exception& error) {

@@ -39,10 +39,18 @@ PACKAGES = {
 
 WHEEL_PLATFORM = "manylinux_2_28_{machine}"
 RUNTIME = "executorch"
+ONNXRUNTIME = "onnxruntime"
 XNNPACK = "xnnpack"
 
-RUNTIMES = {"x86_64": (RUNTIME, XNNPACK), "aarch64": (RUNTIME, XNNPACK), "armv7l": (XNNPACK,)}
-"""What a machine's programs run on, the first by default: ExecuTorch publishes none for armv7."""
+WHEELS = {RUNTIME: ("lib", "include"), ONNXRUNTIME: ("capi",)}
+"""Runtimes that come in Python wheels → folders of the package, that of the libraries first."""
+
+RUNTIMES = {
+    "x86_64": (RUNTIME, XNNPACK, ONNXRUNTIME),
+    "aarch64": (RUNTIME, XNNPACK, ONNXRUNTIME),
+    "armv7l": (XNNPACK,),
+}
+"""What a machine's programs run on, the first by default: the others publish none for armv7."""
 INSTALL_TIMEOUT_S = 900
 SAID_CHARS = 800
 
@@ -61,7 +69,7 @@ class Toolchain:
     """What links a program for one machine.
 
     cxx: g++, which compiles C and assembly too. nm, objcopy: list and rename symbols. runtime: the
-    folder with lib/ and include/ of ExecuTorch or XNNPACK of that machine.
+    folder with the libraries of the engine, one of RUNTIMES, for that machine.
     """
 
     machine: str
@@ -69,6 +77,7 @@ class Toolchain:
     nm: str
     objcopy: str
     runtime: Path
+    engine: str
 
     def version(self) -> str:
         """The compiler's, as "12.2.0"."""
@@ -101,22 +110,23 @@ def find(machine: str, runtime: str | None = None) -> Toolchain:
             f"{_title(runtime)} for {machine} is not in {folder.parent}", COMMAND
         )
     cxx, nm, objcopy = (str(shutil.which(tool)) for tool in _tools(machine))
-    return Toolchain(machine, cxx, nm, objcopy, folder)
+    return Toolchain(machine, cxx, nm, objcopy, folder, runtime)
 
 
 def install(machine: str) -> tuple[str, ...]:
     """Gets what ``find`` misses for any runtime of a machine; what was done, a line each.
 
-    The compiler comes from Debian's packages and needs root; ExecuTorch is the wheel that pip's
-    registry has, XNNPACK is taken out of Debian's packages. What is linked for another machine is
-    tried on this one, so this one's XNNPACK comes with it. Raises MissingToolError with what was
-    tried and could not be done.
+    The compiler comes from Debian's packages and needs root; ExecuTorch and ONNX Runtime are wheels
+    that pip's registry has, XNNPACK is taken out of Debian's packages. What is linked for another
+    machine is tried on this one, so this one's XNNPACK comes with it. Raises MissingToolError with
+    what was tried and could not be done.
     """
     _require_known(machine)
     done = []
-    if RUNTIME in RUNTIMES[machine] and not _is_there(machine, RUNTIME):
-        _fetch_runtime(machine, runtime_folder(machine))
-        done.append(_fetched(machine, RUNTIME))
+    for runtime in WHEELS:
+        if runtime in RUNTIMES[machine] and not _is_there(machine, runtime):
+            _fetch_wheel(machine, runtime)
+            done.append(_fetched(machine, runtime))
     if _missing_tool(machine) is not None:
         _install_package(_package(machine))
         done.append(f"Debian package {_package(machine)}")
@@ -130,16 +140,17 @@ def install(machine: str) -> tuple[str, ...]:
 
 
 def runtime_folder(machine: str, runtime: str = RUNTIME) -> Path:
-    """Where a machine's runtime lies: in the cache, but this one's ``executorch`` package, which is
-    installed; it is found without an import (3 s).
+    """Where a machine's runtime lies: in the cache, but this one's Python packages, which are
+    installed; they are found without an import (3 s).
     """
     if runtime == XNNPACK:
         return cache_folder() / f"{XNNPACK}-{xnnpack_packages.VERSION}-{machine}"
     if machine != platform.machine():
-        return cache_folder() / f"{RUNTIME}-{_runtime_version()}-{machine}" / RUNTIME
-    spec = importlib.util.find_spec(RUNTIME)
-    assert spec is not None, "executorch is a dependency"
-    assert spec.submodule_search_locations is not None, "executorch is a package"
+        version = importlib.metadata.version(runtime)
+        return cache_folder() / f"{runtime}-{version}-{machine}" / runtime
+    spec = importlib.util.find_spec(runtime)
+    assert spec is not None, f"{runtime} is a dependency"
+    assert spec.submodule_search_locations is not None, f"{runtime} is a package"
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -169,7 +180,8 @@ def _missing_tool(machine: str) -> str | None:
 
 
 def _is_there(machine: str, runtime: str) -> bool:
-    return (runtime_folder(machine, runtime) / "lib").is_dir()
+    libraries, *_ = WHEELS.get(runtime, ("lib",))
+    return (runtime_folder(machine, runtime) / libraries).is_dir()
 
 
 def _fetched(machine: str, runtime: str) -> str:
@@ -179,20 +191,17 @@ def _fetched(machine: str, runtime: str) -> str:
 def _title(runtime: str) -> str:
     if runtime == XNNPACK:
         return f"Debian's XNNPACK {xnnpack_packages.VERSION}"
-    return f"ExecuTorch {_runtime_version()}"
-
-
-def _runtime_version() -> str:
-    return importlib.metadata.version(RUNTIME)
+    title = {RUNTIME: "ExecuTorch", ONNXRUNTIME: "ONNX Runtime"}[runtime]
+    return f"{title} {importlib.metadata.version(runtime)}"
 
 
 def _package(machine: str) -> str:
     return "g++" if machine == platform.machine() else PACKAGES[machine]
 
 
-def _fetch_runtime(machine: str, runtime: Path) -> None:
-    """Unpacks lib/ and include/ of the wheel, and moves them into the cache whole or not at all."""
-    folder = runtime.parent
+def _fetch_wheel(machine: str, runtime: str) -> None:
+    """Unpacks a wheel's folders, and moves them into the cache whole or not at all."""
+    folder = runtime_folder(machine, runtime).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as work:
         _run(
@@ -202,21 +211,15 @@ def _fetch_runtime(machine: str, runtime: Path) -> None:
                 *("--disable-pip-version-check", "--only-binary=:all:"),
                 *("--platform", WHEEL_PLATFORM.format(machine=machine), "--implementation", "cp"),
                 *("--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"),
-                *("--dest", work, f"{RUNTIME}=={_runtime_version()}"),
+                *("--dest", work, f"{runtime}=={importlib.metadata.version(runtime)}"),
             ],
             f"let pip reach its registry, then {COMMAND}",
         )
         (wheel,) = Path(work).glob("*.whl")
         unpacked = Path(work) / "unpacked"
+        wanted = tuple(f"{runtime}/{name}/" for name in WHEELS[runtime])
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(
-                unpacked,
-                [
-                    n
-                    for n in archive.namelist()
-                    if n.startswith(("executorch/lib", "executorch/inc"))
-                ],
-            )
+            archive.extractall(unpacked, [n for n in archive.namelist() if n.startswith(wanted)])
         if not folder.exists():
             unpacked.rename(folder)
 

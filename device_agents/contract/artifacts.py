@@ -65,7 +65,8 @@ class ArtifactFile:
 class Manifest:
     """Everything that identifies an artifact.
 
-    kind: "onnx", "ort", "tflite" or "executable". model_file: the file the runtime loads.
+    kind: "onnx", "ort", "tflite", "executable" or "executable-ort" (a program over ONNX Runtime).
+    model_file: the file the runtime loads.
     golden_input, golden_output: names of raw little-endian float32 files in the model's own
     layout; the output is PyTorch's for fp32, the form's own on the workstation for int8.
     max_abs_err: the largest deviation from the PyTorch network on the golden input, as

@@ -23,7 +23,7 @@ from device_agents.contract import Switch
 from device_agents.errors import RunFailedError
 from device_agents.runtimes import TensorSpec
 from device_agents.runtimes.arrays import array_of, bytes_of
-from device_agents.runtimes.ort import PROVIDER, session_options
+from device_agents.runtimes.ort import PROVIDER, imported_onnxruntime, session_options
 from device_agents.runtimes.switchable_file import Tensor, read_switchable, size_of
 from device_agents.runtimes.switchable_forms import (
     BLOCKS,
@@ -38,8 +38,8 @@ from device_agents.switching import ClockWatch
 from device_agents.sysfs import Root
 
 _M_MMAP_THRESHOLD = -3
-_MADE_ONCE = 4096
-"""Weights of a sub-network up to this size, 16 kB, are kept as it needs them: they are a hundredth
+_MADE_ONCE = 2048
+"""Weights of a sub-network up to this size, 8 kB, are kept as it needs them: they are a hundredth
 of a network's, and were a third of a narrow one's switch."""
 
 _RECOMPILE = "fleetcut compile --mode switchable"
@@ -61,12 +61,7 @@ class SwitchableRunner:
     """
 
     def __init__(self, model: Path, threads: int, scratch: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise RunFailedError(
-                "runtime", f"onnxruntime does not import ({error})", "pip install onnxruntime"
-            ) from None
+        onnxruntime = imported_onnxruntime()
         self._threads, self._scratch = threads, scratch
         self._ort = onnxruntime
         self.pid = os.getpid()

@@ -4,6 +4,8 @@ import json
 import os
 import stat
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,24 @@ def refused(load, runtime: str, data: bytes) -> tuple[str, str]:
 
 def need(module: str):
     return pytest.importorskip(module, reason=f"{module} missing: pip install {module}")
+
+
+def test_ort_starts_without_its_telemetry(tmp_path):
+    need("onnxruntime")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(onnx_bytes())
+    home = tmp_path / "home"
+    home.mkdir()
+    asked = "import sys; from pathlib import Path; from device_agents.runtimes import RUNTIMES; "
+    asked += "RUNTIMES['ort'](Path(sys.argv[1]), 1, Path(sys.argv[2])).close()"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    subprocess.run(
+        [sys.executable, "-c", asked, model, tmp_path],
+        env={**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home)},
+        check=True,
+        timeout=60,
+    )
+    assert list(home.rglob("*")) == []
 
 
 def test_ort(load):

@@ -57,7 +57,7 @@ def test_a_recipe_that_names_a_board_makes_every_form_of_it():
     assert [(kind, target.precision) for kind, target in forms] == [
         (kind, precision)
         for precision in ("fp32", "int8")
-        for kind in ("onnx", "ort", "tflite", "executable")
+        for kind in ("onnx", "ort", "tflite", "executable", "executable-ort")
     ]
     assert forms[2][1] == Target(
         name="raspberry-pi-4-64",

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from compiler.targets import BuiltModel, TargetError, build_executable, executable
 from compiler.targets.built import raw_bytes, reference_output
 from compiler.targets.executable import run_executable
+from compiler.targets.native_engines import EXECUTORCH
 from compiler.targets.native_libc import glibc_floor
-from compiler.targets.native_pieces import KERNEL_LIBRARY, pieces
+from compiler.targets.native_pieces import pieces
 from compiler.targets.toolchains import (
     COMMAND,
+    ONNXRUNTIME,
     RUNTIME,
     RUNTIMES,
     XNNPACK,
@@ -34,8 +36,13 @@ from device_agents.contract.artifacts import Target
 
 TARGET = Target("workstation", platform.machine(), "linux", "executable")
 DESCRIBED = {
-    RUNTIME: {"runtime": "executorch-xnnpack", "version": "1.5.1"},
-    XNNPACK: {"runtime": "xnnpack", "version": "0.0~git20220216.ae108ef-2"},
+    RUNTIME: {"runtime": "executorch-xnnpack", "version": "1.5.1", "libc": "glibc 2.27"},
+    ONNXRUNTIME: {"runtime": "onnxruntime", "version": "1.31.1", "libc": "glibc 2.28"},
+    XNNPACK: {
+        "runtime": "xnnpack",
+        "version": "0.0~git20220216.ae108ef-2",
+        "libc": "glibc 2.27",
+    },
 }
 
 
@@ -83,9 +90,9 @@ def samples() -> Tensor:
     return torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module", params=[RUNTIME, XNNPACK])
+@pytest.fixture(scope="module", params=[RUNTIME, XNNPACK, ONNXRUNTIME])
 def runtime(request):
-    """Both runners keep one contract: armv7 alone has XNNPACK's first, this machine can have it."""
+    """All engines keep one contract: armv7 alone has XNNPACK first, this machine can have it."""
     try:
         find(platform.machine(), request.param)
     except MissingToolError as missing:
@@ -125,6 +132,14 @@ def needed(library: Path) -> set[str]:
     return set(re.findall(r"\(NEEDED\)\s+Shared library: \[(.+)\]", said))
 
 
+def soname(library: Path) -> str:
+    said = subprocess.run(
+        ["readelf", "--dynamic", library], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"\(SONAME\)\s+Library soname: \[(.+)\]", said)
+    return found[1] if found else library.name
+
+
 def serve(program: Path, *lines: str) -> list[dict[str, object]]:
     done = call(
         program, "--serve", "--threads", "1", stdin="".join(f"{x}\n" for x in lines).encode()
@@ -141,18 +156,20 @@ def test_it_is_one_file_that_needs_its_c_library_alone(built, program, runtime):
     assert b"site-packages" not in content
     assert needed(program) == {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
     assert glibc_floor(find(platform.machine()), [program]) <= (2, 27)
-    assert built.target.libc == "glibc 2.27"
+    assert built.target.libc == DESCRIBED[runtime]["libc"]
     licences = "".join(built.licences)
     assert "Redistribution and use" in licences
-    assert ("GCC Runtime Library Exception" in licences) == (runtime == RUNTIME)
+    assert ("GCC Runtime Library Exception" in licences) == (runtime != XNNPACK)
 
 
-def test_no_library_inside_needs_another_that_is_not_inside():
-    carried = pieces(find(platform.machine())).libraries(kernels=True)
+@pytest.mark.parametrize("engine", [RUNTIME, ONNXRUNTIME])
+def test_no_library_inside_needs_another_that_is_not_inside(engine):
+    carried = pieces(find(platform.machine(), engine)).libraries(kernels=True)
     names = {library.name for library in carried}
-    system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
+    system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"}
+    system.add("ld-linux-x86-64.so.2")
     for place, library in enumerate(carried):
-        before = {earlier.name for earlier in carried[:place]}
+        before = {soname(earlier) for earlier in carried[:place]}
         assert needed(library) <= before | system, library.name
     assert "libstdc++.so.6" in names
 
@@ -200,7 +217,6 @@ def test_describe(program, runtime):
         **DESCRIBED[runtime],
         "precision": "fp32",
         "machine": platform.machine(),
-        "libc": "glibc 2.27",
         "threads": 1,
         "atol": 0.0001,
     }
@@ -331,7 +347,7 @@ def test_a_bad_input_leaves_the_one_before_in_place(program, built, tmp_path):
 
 def test_an_operator_that_xnnpack_lacks_brings_the_kernel_library(example, tmp_path):
     built = build_executable(Unusual().eval(), example, tmp_path, TARGET)
-    assert KERNEL_LIBRARY.split(".")[0].encode() in built.files[0].path.read_bytes()
+    assert Path(EXECUTORCH.kernels).stem.encode() in built.files[0].path.read_bytes()
     assert built.files[0].path.stat().st_size > 10_000_000
 
 

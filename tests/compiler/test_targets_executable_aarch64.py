@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.targets import build_executable
+from compiler.targets import build_executable, build_ort_executable
 from compiler.targets.built import raw_bytes, reference_output
 from compiler.targets.native_libc import glibc_floor
-from compiler.targets.toolchains import COMMAND, MissingToolError, find
+from compiler.targets.toolchains import COMMAND, RUNTIMES, MissingToolError, find
 from device_agents.contract.artifacts import Target
 
 PI = Target("pi4", "aarch64", "linux", "executable", cpu="cortex-a72", libc="glibc 2.31")
@@ -56,7 +56,8 @@ def pi(tmp_path_factory) -> tuple[str, ...]:
     """The command that runs a Pi's program: its root has a C library and no C++ library."""
     qemu = shutil.which("qemu-aarch64")
     try:
-        find("aarch64")
+        for runtime in RUNTIMES["aarch64"]:
+            find("aarch64", runtime)
         missing = None if qemu else "qemu-aarch64 (Debian: apt-get install qemu-user)"
     except MissingToolError as error:
         missing = str(error)
@@ -69,7 +70,7 @@ def pi(tmp_path_factory) -> tuple[str, ...]:
     for name in ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6"):
         (root / "lib").mkdir(exist_ok=True)
         (root / "lib" / name).symlink_to(ARM_LIBRARIES / name)
-    for name in ("libdl.so.2", "libpthread.so.0"):
+    for name in ("libdl.so.2", "libpthread.so.0", "librt.so.1"):
         (root / "lib" / name).symlink_to(ARM_LIBRARIES / name)
     (root / "proc").mkdir()
     (root / "proc/cpuinfo").write_text("".join(CPU.format(number=i) for i in range(4)))
@@ -92,12 +93,17 @@ def samples() -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_boards_program_answers_as_the_workstations(pi, network, samples, tmp_path, precision):
+@pytest.mark.parametrize(
+    ("build", "libc"), [(build_executable, "glibc 2.27"), (build_ort_executable, "glibc 2.28")]
+)
+def test_the_boards_program_answers_as_the_workstations(
+    pi, network, samples, tmp_path, precision, build, libc
+):
     target = replace(PI, precision=precision)
-    built = build_executable(network, samples[:1], tmp_path, target, samples)
+    built = build(network, samples[:1], tmp_path, target, samples)
     program = built.files[0].path
     assert glibc_floor(find("aarch64"), [program]) <= (2, 27)
-    assert built.target == replace(target, libc="glibc 2.27")
+    assert built.target == replace(target, libc=libc)
 
     def run(*arguments: str, stdin: bytes = b"") -> bytes:
         done = subprocess.run(

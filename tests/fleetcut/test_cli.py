@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from compiler.recipe import RecipeTarget
+from compiler.targets.board_file import KINDS
 from fleetcut.cli import main
 from harness.inventory import load_inventory
 from harness.virtual import rack
@@ -126,7 +127,7 @@ def test_a_probed_board_becomes_a_target_that_a_recipe_may_name(inventory, tmp_p
     capsys.readouterr()
     target = RecipeTarget(target=str(path))
     assert (target.name, target.machine) == ("lab-board", platform.machine())
-    assert {kind for kind, _ in target.forms()} == {"onnx", "ort", "tflite", "executable"}
+    assert {kind for kind, _ in target.forms()} == set(KINDS)
     assert main(asked) == 2
     assert "File exists" in capsys.readouterr().err
 
