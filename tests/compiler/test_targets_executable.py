@@ -124,18 +124,18 @@ def call(program: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Compl
     )
 
 
+def readelf(what: str, library: Path) -> bytes:
+    return subprocess.run(["readelf", what, library], capture_output=True, check=True).stdout
+
+
 def needed(library: Path) -> set[str]:
     """The libraries that an ELF file asks for by name."""
-    said = subprocess.run(
-        ["readelf", "--dynamic", library], capture_output=True, text=True, check=True
-    ).stdout
+    said = readelf("--dynamic", library).decode()
     return set(re.findall(r"\(NEEDED\)\s+Shared library: \[(.+)\]", said))
 
 
 def soname(library: Path) -> str:
-    said = subprocess.run(
-        ["readelf", "--dynamic", library], capture_output=True, text=True, check=True
-    ).stdout
+    said = readelf("--dynamic", library).decode()
     found = re.search(r"\(SONAME\)\s+Library soname: \[(.+)\]", said)
     return found[1] if found else library.name
 
@@ -171,7 +171,28 @@ def test_no_library_inside_needs_another_that_is_not_inside(engine):
     for place, library in enumerate(carried):
         before = {soname(earlier) for earlier in carried[:place]}
         assert needed(library) <= before | system, library.name
+        # One would be called before the library's code is in its place (native_library.h).
+        assert b"IRELATIV" not in readelf("--relocs", library), library.name
     assert "libstdc++.so.6" in names
+
+
+def test_code_is_read_from_the_programs_own_file(program):
+    with subprocess.Popen(
+        [program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert json.loads(running.stdout.readline())["ready"]
+        maps = Path(f"/proc/{running.pid}/maps").read_text(encoding="utf-8").splitlines()
+        running.communicate("quit\n", timeout=10)
+    code_pages = {"program": 0, "memory": 0}
+    for line in maps:
+        addresses, permissions, _, _, _, *path = line.split(maxsplit=5)
+        where = "memory" if "memfd:" in line else "program" if path == [str(program)] else ""
+        if "x" in permissions and where:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            code_pages[where] += (end - start) // os.sysconf("SC_PAGESIZE")
+    # Of each library inside, eight at most, the two pages that code shares with something else.
+    assert code_pages["memory"] <= 2 * 8
+    assert code_pages["program"] > 20 * code_pages["memory"]
 
 
 def test_stdin_to_stdout_answers_as_pytorch_does(built, program, network, example):
