@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from compiler.artifacts import Provenance, write_artifact
-from compiler.targets import build_executable
-from compiler.targets.toolchains import MissingToolError, find
+from compiler.targets import build_executable, build_ort_executable
+from compiler.targets.toolchains import ONNXRUNTIME, RUNTIME, MissingToolError, find
 from device_agents.contract.artifacts import Target
 from fleetcut.cli import main
 from harness.store import Store
@@ -31,9 +31,12 @@ PROVENANCE = Provenance(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_harness_runs_and_proves_it_there(boot, tmp_path: Path, precision):
+@pytest.mark.parametrize(
+    ("build", "engine"), [(build_executable, RUNTIME), (build_ort_executable, ONNXRUNTIME)]
+)
+def test_the_harness_runs_and_proves_it_there(boot, tmp_path: Path, precision, build, engine):
     try:
-        find("aarch64")
+        find("aarch64", engine)
     except MissingToolError as missing:
         pytest.skip(str(missing))
     torch.manual_seed(0)
@@ -43,7 +46,7 @@ def test_the_harness_runs_and_proves_it_there(boot, tmp_path: Path, precision):
     ).eval()  # fmt: skip
     samples = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     target = Target("vm", "aarch64", "linux", "executable", precision=precision)
-    built = build_executable(network, samples[:1], tmp_path / "build", target, samples)
+    built = build(network, samples[:1], tmp_path / "build", target, samples)
     artifact = write_artifact(tmp_path / "artifacts", built, PROVENANCE)
     folder = str(tmp_path / "artifacts" / artifact.artifact_id)
     vm = boot(VmSpec(board_id="arm", physics={"trip_mc": 150_000}))
