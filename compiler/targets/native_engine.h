@@ -3,13 +3,9 @@
 #ifndef FLEETCUT_NATIVE_ENGINE_H
 #define FLEETCUT_NATIVE_ENGINE_H
 
-#include <malloc.h>
-#include <sys/mman.h>
-
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -20,9 +16,6 @@ namespace fleetcut {
 using Floats = std::vector<float>;
 using Shape = std::vector<std::int32_t>;
 using Clock = std::chrono::steady_clock;
-
-constexpr std::size_t kHugePage = std::size_t{1} << 21;
-constexpr std::size_t kActivations = std::size_t{1} << 26;
 
 inline std::int64_t ns_since(Clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
@@ -40,19 +33,6 @@ inline std::size_t count(const Shape& shape) {
 
 inline std::size_t size_of(const fleetcut_bytes& bytes) {
   return static_cast<std::size_t>(bytes.end - bytes.start);
-}
-
-// What is allocated from now on comes from one heap that the kernel may back with huge pages: on a
-// server ResNet50 runs a twelfth faster, for matrix rows lie pages apart. Nothing is touched here.
-inline void prefer_huge_pages(std::size_t size) {
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  void* const heap = std::malloc(size);
-  if (heap == nullptr) return;
-  const auto start = reinterpret_cast<std::uintptr_t>(heap) / kHugePage * kHugePage + kHugePage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(heap) + size) / kHugePage * kHugePage;
-  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-  std::free(heap);
 }
 
 // The loaded network. Every function throws std::runtime_error when the runtime refuses.

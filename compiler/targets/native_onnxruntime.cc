@@ -6,8 +6,11 @@
 #endif
 
 #include <link.h>
+#include <malloc.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
