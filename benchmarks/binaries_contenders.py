@@ -89,21 +89,15 @@ def start(command: Command) -> Start:
             return Start(first_ms, running.peak_mib())
 
 
-def starts(commands: Mapping[str, Command], rounds: int) -> dict[str, Start]:
-    """The medians, taken in turns; one untimed round first, for the page cache."""
+def starts(commands: Mapping[str, Command], rounds: int) -> dict[str, list[Start]]:
+    """By name, one a round, taken in turns; an untimed round first, for the page cache."""
     found: dict[str, list[Start]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
             taken = start(command)
             if number > 0:
                 found[name].append(taken)
-    return {
-        name: Start(
-            float(np.median([s.first_ms for s in taken])),
-            float(np.median([s.peak_mib for s in taken])),
-        )
-        for name, taken in found.items()
-    }
+    return found
 
 
 def latencies_ms(commands: Mapping[str, Command], rounds: int, runs: int) -> dict[str, FloatArray]:

@@ -82,17 +82,23 @@ bool has_avx512f() {
 
 // What a start fills of the heap at least.
 constexpr std::size_t kStartHeap = std::size_t{12} << 20;
-constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14; older kernels refuse it
 
-// Touches the heap's pages at once: one after the other they took a twelfth of a start.
-void populate_heap(std::size_t size) {
+// Since Linux 5.14; older kernels refuse them, and pages come one after the other, which took a tenth
+// of a start.
+enum Populate : int { kRead = 22, kWrite = 23 };
+
+void populate(const void* start, std::size_t size, Populate how) {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<std::uintptr_t>(start) + page - 1) / page * page;
+  const auto past = (reinterpret_cast<std::uintptr_t>(start) + size) / page * page;
+  if (first < past) madvise(reinterpret_cast<void*>(first), past - first, how);
+}
+
+void populate_heap() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  void* const heap = std::malloc(size);
-  if (heap == nullptr) return;
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto start = (reinterpret_cast<std::uintptr_t>(heap) + page - 1) / page * page;
-  madvise(reinterpret_cast<void*>(start), size - page, kPopulateWrite);
+  void* const heap = std::malloc(kStartHeap);
+  if (heap != nullptr) populate(heap, kStartHeap, kWrite);
   std::free(heap);
 }
 
@@ -121,7 +127,7 @@ class Onnxruntime : public Engine {
       : api_(OrtGetApiBase()->get_api(kApiVersion)), input_shape_(wide(program.input_shape)),
         output_shape_(wide(program.output_shape)) {
     if (api_ == nullptr) throw std::runtime_error("this ONNX Runtime lacks its interface of 1.6");
-    populate_heap(kStartHeap);
+    populate_heap();
     call(kCreateCpuMemoryInfo, int{kDeviceAllocator}, int{kMemTypeDefault}, &memory_);
     const Blocked* blocked = head(program.model);
     if (blocked == nullptr) {
@@ -130,6 +136,7 @@ class Onnxruntime : public Engine {
     }
     require_blocks_of_16();
     open(program.model.start + blocked->graph_offset, blocked->graph_size, threads);
+    populate(program.model.start, size_of(program.model), kRead);
     const auto* weights = reinterpret_cast<const Weight*>(blocked + 1);
     for (std::uint64_t i = 0; i < blocked->weights; ++i) {
       const Weight& weight = weights[i];
