@@ -83,8 +83,8 @@ bool has_avx512f() {
 // What a start fills of the heap at least.
 constexpr std::size_t kStartHeap = std::size_t{12} << 20;
 
-// Since Linux 5.14; older kernels refuse them, and pages come one after the other, which took a tenth
-// of a start.
+// Since Linux 5.14; older kernels refuse them, and pages come one after the other, which took a
+// tenth of a start.
 enum Populate : int { kRead = 22, kWrite = 23 };
 
 void populate(const void* start, std::size_t size, Populate how) {
