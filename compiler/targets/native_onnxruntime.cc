@@ -82,6 +82,7 @@ bool has_avx512f() {
 
 // What a start fills of the heap at least.
 constexpr std::size_t kStartHeap = std::size_t{12} << 20;
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 // Since Linux 5.14; older kernels refuse them, and pages come one after the other, which took a
 // tenth of a start.
@@ -98,7 +99,11 @@ void populate_heap() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   void* const heap = std::malloc(kStartHeap);
-  if (heap != nullptr) populate(heap, kStartHeap, kWrite);
+  if (heap == nullptr) return;
+  const auto start = reinterpret_cast<std::uintptr_t>(heap) / kHugePage * kHugePage + kHugePage;
+  const auto past = (reinterpret_cast<std::uintptr_t>(heap) + kStartHeap) / kHugePage * kHugePage;
+  if (start < past) madvise(reinterpret_cast<void*>(start), past - start, MADV_HUGEPAGE);
+  populate(heap, kStartHeap, kWrite);
   std::free(heap);
 }
 
