@@ -59,7 +59,7 @@ NATIVE = ("native, xnnpack", "native, onnxruntime")
 PRUNED_MACS = 1.0e9
 WIDTH_STEP = 16
 CONTENDERS = ("resnet50", "mobilenet_v2", "resnet50 pruned")
-ROUNDS, QUICK_ROUNDS = 30, 8
+ROUNDS, QUICK_ROUNDS = 60, 8
 RUNS = 5
 STARTS, QUICK_STARTS = 21, 3
 
