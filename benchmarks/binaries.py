@@ -5,9 +5,9 @@
 Three networks at 1 × 3 × 224 × 224, one thread, one CPU, each form in a process of its own, all of
 them in one interleaved loop; random weights, as latency does not depend on them. There is a native
 form for each engine, built for this CPU; bars are those of the faster one, which is what a compile
-recommends. Then two trained
-ResNets on CIFAR-10 (--data, --weights), fine-tuned there and kept in --work, in int8: how often
-their class is the float32 network's. Some 30 minutes; --quick: MobileNetV2 and fewer pictures.
+recommends. Then two trained ResNets on CIFAR-10 (--data, --weights), fine-tuned there and kept in
+--work, in int8: how often their class is the float32 network's. Some 30 minutes; --quick:
+MobileNetV2 and fewer pictures.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ typedef struct {
 } fleetcut_shape;
 
 typedef struct {
-  fleetcut_bytes model, golden_input, golden_output; /* .pte or plan; raw little-endian float32 */
+  fleetcut_bytes model, golden_input, golden_output; /* .pte, plan or .ort; raw little-endian float32 */
   fleetcut_shape input_shape, output_shape;
   double atol; /* of the golden output, absolute */
   int threads; /* unless --threads says otherwise */

@@ -128,16 +128,9 @@ def readelf(what: str, library: Path) -> bytes:
     return subprocess.run(["readelf", what, library], capture_output=True, check=True).stdout
 
 
-def needed(library: Path) -> set[str]:
-    """The libraries that an ELF file asks for by name."""
-    said = readelf("--dynamic", library).decode()
-    return set(re.findall(r"\(NEEDED\)\s+Shared library: \[(.+)\]", said))
-
-
-def soname(library: Path) -> str:
-    said = readelf("--dynamic", library).decode()
-    found = re.search(r"\(SONAME\)\s+Library soname: \[(.+)\]", said)
-    return found[1] if found else library.name
+def named(tag: str, library: Path) -> set[str]:
+    """The libraries that an ELF file asks for by name (NEEDED), or its own name (SONAME)."""
+    return set(re.findall(rf"\({tag}\).*\[(.+)\]", readelf("--dynamic", library).decode()))
 
 
 def serve(program: Path, *lines: str) -> list[dict[str, object]]:
@@ -154,7 +147,7 @@ def test_it_is_one_file_that_needs_its_c_library_alone(built, program, runtime):
     content = program.read_bytes()
     assert content[:4] == b"\x7fELF"
     assert b"site-packages" not in content
-    assert needed(program) == {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
+    assert named("NEEDED", program) == {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
     assert glibc_floor(find(platform.machine()), [program]) <= (2, 27)
     assert built.target.libc == DESCRIBED[runtime]["libc"]
     licences = "".join(built.licences)
@@ -169,8 +162,8 @@ def test_no_library_inside_needs_another_that_is_not_inside(engine):
     system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"}
     system.add("ld-linux-x86-64.so.2")
     for place, library in enumerate(carried):
-        before = {soname(earlier) for earlier in carried[:place]}
-        assert needed(library) <= before | system, library.name
+        before = set().union(*(named("SONAME", earlier) for earlier in carried[:place]))
+        assert named("NEEDED", library) <= before | system, library.name
         # One would be called before the library's code is in its place (native_library.h).
         assert b"IRELATIV" not in readelf("--relocs", library), library.name
     assert "libstdc++.so.6" in names
